@@ -1,0 +1,87 @@
+"""Mixed-precision quantization of PyTorch models.
+
+Describe a model, set a space of bit-widths, score and cost each choice, solve under a budget, apply the policy, train,
+export and report. The names below are loaded when they are first used, so that importing bitalloc is cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitalloc.budget import Budget
+    from bitalloc.costs import BitOps, WeightBytes, resolve_budgets
+    from bitalloc.errors import BitallocError
+    from bitalloc.export import deploy, export_onnx, load_checkpoint, save_checkpoint, verify_onnx
+    from bitalloc.layers import Description, LayerInfo
+    from bitalloc.pipeline.allocate import Allocation, allocate
+    from bitalloc.pipeline.recipe import load_recipe
+    from bitalloc.pipeline.run import run_recipe
+    from bitalloc.policy import Bits, Policy
+    from bitalloc.search import Problem, Solution, solve
+    from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance
+    from bitalloc.space import Candidates, SearchSpace, Table, first_last_pins, search_space
+    from bitalloc.wrap import QuantizerSettings, calibrate, quantize
+    from bitalloc.wrap.describe import describe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "bitalloc.budget": ("Budget",),
+    "bitalloc.costs": ("BitOps", "WeightBytes", "resolve_budgets"),
+    "bitalloc.errors": ("BitallocError",),
+    "bitalloc.export": ("deploy", "export_onnx", "load_checkpoint", "save_checkpoint", "verify_onnx"),
+    "bitalloc.layers": ("Description", "LayerInfo"),
+    "bitalloc.pipeline.allocate": ("Allocation", "allocate"),
+    "bitalloc.pipeline.recipe": ("load_recipe",),
+    "bitalloc.pipeline.run": ("run_recipe",),
+    "bitalloc.policy": ("Bits", "Policy"),
+    "bitalloc.search": ("Problem", "Solution", "solve"),
+    "bitalloc.sensitivity": ("Indicators", "JointSettings", "learned_scale_importance"),
+    "bitalloc.space": ("Candidates", "SearchSpace", "Table", "first_last_pins", "search_space"),
+    "bitalloc.wrap": ("QuantizerSettings", "calibrate", "quantize"),
+    "bitalloc.wrap.describe": ("describe",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Allocation",
+    "BitOps",
+    "BitallocError",
+    "Bits",
+    "Budget",
+    "Candidates",
+    "Description",
+    "Indicators",
+    "JointSettings",
+    "LayerInfo",
+    "Policy",
+    "Problem",
+    "QuantizerSettings",
+    "SearchSpace",
+    "Solution",
+    "Table",
+    "WeightBytes",
+    "__version__",
+    "allocate",
+    "calibrate",
+    "deploy",
+    "describe",
+    "export_onnx",
+    "first_last_pins",
+    "learned_scale_importance",
+    "load_checkpoint",
+    "load_recipe",
+    "quantize",
+    "resolve_budgets",
+    "run_recipe",
+    "save_checkpoint",
+    "search_space",
+    "solve",
+    "verify_onnx",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)

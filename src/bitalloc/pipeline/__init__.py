@@ -1,0 +1,1 @@
+"""The stages of ``bitalloc run`` and the typed recipe that describes them."""

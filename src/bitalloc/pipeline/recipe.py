@@ -1,0 +1,220 @@
+"""The typed recipe that ``bitalloc run`` reads, one TOML file."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from bitalloc.errors import BitallocError, ConfigError
+from bitalloc.policy import Bits
+
+EntryPoint = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+"""``package.module:function``."""
+
+
+def _pair(text: str) -> str:
+    try:
+        return str(Bits.parse(text))
+    except BitallocError as error:
+        raise ValueError(str(error)) from error
+
+
+BitsText = Annotated[str, AfterValidator(_pair)]
+"""A pair of widths, written like ``w4a8``."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FloatSection(_Section):
+    """Where the float model comes from: given weights, training, or both in this order.
+
+    Attributes:
+        weights: safetensors or ``.pt`` file with a state dict, relative to the data root or absolute; empty for a new network.
+        epochs: epochs of float training (or fine-tuning of the given weights); 0 keeps the weights as they are.
+        learning_rate: of SGD with momentum 0.9 after warm-up, annealed to 0 by a cosine.
+        warmup_epochs: epochs of linear warm-up.
+        weight_decay: of weights; biases and normalisations have none.
+        label_smoothing: of the cross-entropy.
+    """
+
+    weights: str = ""
+    epochs: float = Field(default=0, ge=0)
+    learning_rate: float = Field(default=0.1, gt=0)
+    warmup_epochs: float = Field(default=0, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SpaceSection(_Section):
+    """Candidate widths and what is not searched.
+
+    Attributes:
+        weight: candidate weight widths.
+        act: candidate activation widths; the weight candidates when left out.
+        first_last: widths of the first and last layers, ``w8a8`` as published; empty to search them like the others.
+        first_last_candidates: widths to search for the first and last layers; by default they are pinned at ``first_last``. The uniform
+            policy, and a budget written like one, keep them at ``first_last`` all the same.
+        first_act: width of the network's input where it differs from ``first_last``; 32 leaves the input in floating point.
+        pins: layer pattern to widths.
+        include: patterns of the layers to quantize.
+        exclude: patterns of layers left in floating point.
+    """
+
+    weight: tuple[int, ...] = (6, 5, 4, 3, 2)
+    act: tuple[int, ...] | None = None
+    first_last: Literal[""] | BitsText = "w8a8"
+    first_last_candidates: tuple[int, ...] = ()
+    first_act: int | None = None
+    pins: dict[str, BitsText] = Field(default_factory=dict)
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+
+class QuantizerSection(_Section):
+    """See :class:`bitalloc.wrap.QuantizerSettings`."""
+
+    per_channel: bool = False
+    act_gradient: Literal["features", "batch"] = "features"
+
+
+class MeasureSection(_Section):
+    """The joint training, see :class:`bitalloc.sensitivity.JointSettings`.
+
+    Attributes:
+        epochs: epochs over the chosen part of the data; fractions are allowed; 0 reads the initial step sizes.
+        fraction: part of the batches of each epoch that is used.
+        alpha: weight of the weights' half in the score; ``auto`` balances the halves.
+        projection: how a non-monotone indicator is treated: ``isotonic`` (default), ``erase`` as published, or ``none``.
+    """
+
+    epochs: float = Field(default=3, ge=0)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    final_learning_rate: float = Field(default=1e-5, ge=0)
+    step_size_rate: float = Field(default=0.01, ge=0, lt=1)
+    weight_decay: float = Field(default=2.5e-5, ge=0)
+    clip_value: float = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    self_distillation: bool = False
+    freeze_weights: bool = False
+    pinned_in_float: bool = True
+    alpha: Literal["auto"] | float = "auto"
+    projection: Literal["isotonic", "erase", "none"] = "isotonic"
+
+
+class LevelSection(_Section):
+    """One operating point.
+
+    Attributes:
+        name: names the level in the summary, and the folder of every level but the first.
+        budgets: ``bitops``, ``weight_bytes`` or ``compression`` to a limit: a number, a number with a unit, or like ``w3a4``.
+        uniform: widths of the uniform policy to compare with; by default those that a budget names, else the largest that fit.
+        reversed: also fine-tune the reversed assignment, as a sanity check of the metric.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    budgets: dict[Literal["bitops", "weight_bytes", "compression"], float | str] = Field(min_length=1)
+    uniform: BitsText | None = None
+    reversed: bool = False
+
+
+class FinetuneSection(_Section):
+    """Fine-tuning at the chosen widths; the uniform and the reversed policy get the same.
+
+    Attributes:
+        epochs: epochs over the training data; fractions are allowed.
+        learning_rate: of SGD after warm-up, annealed to 0 by a cosine; 0.04 as published for ImageNet.
+        warmup_epochs: epochs of linear warm-up.
+        step_size_rate: largest share by which a step size changes in one step; 0 trains them by SGD like the weights.
+        weight_decay: of weights; step sizes, biases and normalisations have none.
+        label_smoothing: of the cross-entropy.
+        distillation: weight of the float model's soft output in the loss, 0 to 1; 0 learns from labels only.
+        temperature: of the distillation.
+        start: ``float`` starts from the float weights, ``joint`` from the joint training's.
+        batchnorm_images: training images that batch-norm statistics are estimated on anew at the end; 0 keeps the running ones.
+    """
+
+    epochs: float = Field(default=90, ge=0)
+    learning_rate: float = Field(default=0.04, gt=0)
+    warmup_epochs: float = Field(default=5, ge=0)
+    step_size_rate: float = Field(default=0.01, ge=0, lt=1)
+    weight_decay: float = Field(default=2.5e-5, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    distillation: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    start: Literal["float", "joint"] = "float"
+    batchnorm_images: int = Field(default=4096, ge=0)
+
+
+class Recipe(_Section):
+    """Everything that decides a run's result.
+
+    Attributes:
+        name: of the experiment.
+        model: ``package.module:function`` that returns the float model.
+        model_options: keyword arguments of that function.
+        data: ``package.module:function`` that is called with ``batch_size``, ``seed`` and ``root`` and returns
+            :class:`bitalloc.data.Splits`.
+        data_options: further keyword arguments of that function.
+        input_shape: shape of one input without the batch; lets ``--dry-run`` work without the data. By default the data's example.
+        batch_size: images a step.
+        calibration_batches: batches that initialise the activation quantizers.
+        seed: of everything random.
+        float: the float model (key ``float`` in the file).
+    """
+
+    name: str = Field(min_length=1)
+    model: EntryPoint
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    data: EntryPoint
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    input_shape: tuple[int, ...] | None = None
+    batch_size: int = Field(default=128, gt=0)
+    calibration_batches: int = Field(default=8, gt=0)
+    seed: int = Field(default=0, ge=0)
+    float_: FloatSection = Field(default_factory=FloatSection, alias="float")
+    space: SpaceSection = Field(default_factory=SpaceSection)
+    quantizers: QuantizerSection = Field(default_factory=QuantizerSection)
+    measure: MeasureSection = Field(default_factory=MeasureSection)
+    levels: tuple[LevelSection, ...] = Field(min_length=1)
+    finetune: FinetuneSection = Field(default_factory=FinetuneSection)
+
+
+def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: top-level keys that replace the file's, such as ``{"seed": 1}``.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown or a value is not allowed; it names file and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: expected a recipe (a TOML file).") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}.") from error
+    try:
+        recipe = Recipe.model_validate(values | (overrides or {}))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from error
+    names = [level.name for level in recipe.levels]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"{path}: two levels are named {', '.join(repeated)}; give each its own name.")
+    return recipe
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for entry in error.errors():
+        key = ".".join(str(part) for part in entry["loc"])
+        what = "is not a known key; check its spelling" if entry["type"] == "extra_forbidden" else entry["msg"]
+        parts.append(f"key '{key}': {what}")
+    return "; ".join(parts) + "."

@@ -1,0 +1,98 @@
+"""The stages that decide and report: describe, search, evaluate, export."""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from bitalloc.export import deploy, export_onnx, load_checkpoint, verify_onnx
+from bitalloc.files import write_json
+from bitalloc.pipeline.allocate import allocate, reversed_policy
+from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.training_tasks import policy_file
+from bitalloc.pipeline.workspace import Workspace
+from bitalloc.policy import Bits
+from bitalloc.sensitivity import Indicators
+from bitalloc.training import device, evaluate
+from bitalloc.wrap import QuantizerSettings, quantize
+from bitalloc.wrap.describe import describe
+
+
+def describe_model(work: Workspace) -> None:
+    """Writes ``layers.json``."""
+    describe(work.new_model(), work.example).save(work.folder.path("layers.json"))
+
+
+def search(work: Workspace, level: LevelSection) -> None:
+    """Writes the policies of one level and ``search.json``."""
+    section = work.recipe.measure
+    description = work.description()
+    allocation = allocate(
+        Indicators.load(work.folder.path("importance.json")),
+        description,
+        work.space(description),
+        level.budgets,
+        alpha=None if section.alpha == "auto" else section.alpha,
+        projection=section.projection,
+        uniform_bits=None if level.uniform is None else Bits.parse(level.uniform),
+        uniform_space=work.uniform_space(description),
+        provenance={"recipe": work.recipe.name, "level": level.name, "seed": work.recipe.seed, "data": work.data_fingerprint},
+    )
+    solution = allocation.solution
+    allocation.policy.save(work.folder.level_path(level, policy_file("mixed")))
+    allocation.uniform.save(work.folder.level_path(level, policy_file("uniform")))
+    if level.reversed:
+        reversed_policy(allocation, description).save(work.folder.level_path(level, policy_file("reversed")))
+    report = {
+        "status": solution.status,
+        "objective": solution.objective,
+        "bound": solution.bound,
+        "gap": solution.gap,
+        "seconds": solution.seconds,
+        "budgets": [asdict(use) for use in solution.budgets],
+        "alpha": asdict(allocation.alpha),
+        "changes": [asdict(change) for change in allocation.changes],
+        "bitops_convention": allocation.convention,
+    }
+    write_json(work.folder.level_path(level, "search.json"), report)
+
+
+def evaluate_all(work: Workspace) -> None:
+    """Writes ``evaluation.json``: top-1 on the test images of the float model and of every quantized one, as it is deployed."""
+    levels: dict[str, dict[str, float | None]] = {}
+    for level in work.recipe.levels:
+        levels[level.name] = {
+            f"{kind}_top1": _test_top1(work, deployed(work, level, kind), f"test {level.name} {kind}") for kind in kinds(level)
+        }
+        levels[level.name].setdefault("reversed_top1", None)
+    report = {"float_top1": _test_top1(work, work.float_model(), "test float"), "levels": levels}
+    write_json(work.folder.path("evaluation.json"), report)
+
+
+def export_level(work: Workspace, level: LevelSection) -> None:
+    """Writes ``model.onnx`` of one level, and in ``export.json`` how far ONNX Runtime agrees with PyTorch on the test images."""
+    model = deployed(work, level, "mixed").cpu()
+    path = work.folder.level_path(level, "model.onnx")
+    export_onnx(model, work.splits.example, path)
+    agreement = verify_onnx(path, model, work.splits.test)
+    report = {"file_bytes": path.stat().st_size, **asdict(agreement)}
+    write_json(work.folder.level_path(level, "export.json"), report)
+
+
+def kinds(level: LevelSection) -> tuple[str, ...]:
+    """The policies of a level."""
+    return ("mixed", "uniform", "reversed") if level.reversed else ("mixed", "uniform")
+
+
+def deployed(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
+    """The fine-tuned model of a policy in its integer form, on the training device."""
+    state, policy, settings = load_checkpoint(work.folder.level_path(level, f"{kind}.safetensors"))
+    model = quantize(work.new_model(), policy, settings=QuantizerSettings(**settings))
+    model.load_state_dict(state)
+    model.to(device())
+    example: Any = work.splits.example.to(device())
+    return deploy(model, example, work.description().producers).model
+
+
+def _test_top1(work: Workspace, model: nn.Module, name: str) -> float:
+    return evaluate(model, work.splits.test, work.progress, name).accuracy

@@ -1,0 +1,168 @@
+"""The main job: all stages of a recipe, in order, each done once."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bitalloc.pipeline import result_tasks, training_tasks
+from bitalloc.pipeline.recipe import LevelSection, Recipe
+from bitalloc.pipeline.run_folder import RunFolder
+from bitalloc.pipeline.summary import write_summary
+from bitalloc.pipeline.tasks import Task, run_tasks
+from bitalloc.pipeline.training_tasks import policy_file
+from bitalloc.pipeline.workspace import Workspace
+from bitalloc.training import Progress
+
+STAGES = ("describe", "measure", "search", "finetune", "evaluate", "export")
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    data_root: Path | None = None,
+    until: str | None = None,
+    progress: Progress,
+    say: Callable[[str], None],
+    command: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """Runs a recipe in the folder ``out``; what is done there already with the same inputs is not done again.
+
+    Args:
+        recipe: what to do.
+        out: the run folder.
+        data_root: folder that the recipe's data and weights lie in.
+        until: the last stage to run, one of :data:`STAGES`; all by default.
+        progress: where progress is shown.
+        say: gets one line for every task.
+        command: what the user typed, for the summary.
+
+    Returns:
+        The summary, or None if the run ends before it.
+
+    Raises:
+        BitallocError: anything that the user can mend; nothing finished is lost.
+    """
+    folder = RunFolder(out, recipe)
+    work = Workspace(recipe, folder, data_root, progress)
+    with folder.lock():
+        run_tasks(plan(work), folder, until, say)
+        return write_summary(work, command) if until is None else None
+
+
+def plan(work: Workspace) -> list[Task]:
+    """All tasks of a run, in order."""
+    levels = work.recipe.levels
+    trained = [(level, kind) for level in levels for kind in result_tasks.kinds(level)]
+    return [
+        _describe(work),
+        _float(work),
+        _measure(work),
+        *(_search(work, level) for level in levels),
+        *(_finetune(work, level, kind) for level, kind in trained),
+        _evaluate(work, trained),
+        *(_export(work, level) for level in levels),
+    ]
+
+
+def _model(work: Workspace) -> dict[str, Any]:
+    return {"model": work.recipe.model, "model_options": work.recipe.model_options, "seed": work.recipe.seed}
+
+
+def _data(work: Workspace) -> dict[str, Any]:
+    recipe = work.recipe
+    named = {"data": recipe.data, "data_options": recipe.data_options, "batch_size": recipe.batch_size}
+    return {**_model(work), **named, "fingerprint": work.data_fingerprint}
+
+
+def _quantized(work: Workspace) -> dict[str, Any]:
+    recipe = work.recipe
+    sections = {"space": recipe.space.model_dump(), "quantizers": recipe.quantizers.model_dump()}
+    return {**_data(work), **sections, "calibration_batches": recipe.calibration_batches}
+
+
+def _joint(work: Workspace) -> tuple[Path, ...]:
+    return (work.folder.path("joint.safetensors"),) if work.recipe.finetune.start == "joint" else ()
+
+
+def _describe(work: Workspace) -> Task:
+    def values() -> dict[str, Any]:
+        return {**_model(work), "example": list(work.example.shape)}
+
+    return Task("describe", "describe", lambda _: result_tasks.describe_model(work), (work.folder.path("layers.json"),), values)
+
+
+def _float(work: Workspace) -> Task:
+    weights = work.weights_path()
+    return Task(
+        "float",
+        "measure",
+        partial(training_tasks.train_float, work),
+        (work.folder.path("float.safetensors"), work.folder.path("float.json")),
+        lambda: {**_data(work), "float": work.recipe.float_.model_dump()},
+        () if weights is None else (weights,),
+    )
+
+
+def _measure(work: Workspace) -> Task:
+    section = work.recipe.measure.model_dump(exclude={"alpha", "projection"})
+    return Task(
+        "measure",
+        "measure",
+        partial(training_tasks.measure, work),
+        (work.folder.path("importance.json"), work.folder.path("measure.json"), *_joint(work)),
+        lambda: {**_quantized(work), "measure": section, "start": work.recipe.finetune.start},
+        (work.folder.path("layers.json"), work.folder.path("float.safetensors")),
+    )
+
+
+def _search(work: Workspace, level: LevelSection) -> Task:
+    recipe, folder = work.recipe, work.folder
+    names = (*(policy_file(kind) for kind in result_tasks.kinds(level)), "search.json")
+    choices = {"alpha": recipe.measure.alpha, "projection": recipe.measure.projection, "level": level.model_dump()}
+    return Task(
+        f"search/{level.name}",
+        "search",
+        lambda _: result_tasks.search(work, level),
+        tuple(folder.level_path(level, name) for name in names),
+        lambda: {"space": recipe.space.model_dump(), **choices},
+        (folder.path("layers.json"), folder.path("importance.json")),
+    )
+
+
+def _finetune(work: Workspace, level: LevelSection, kind: str) -> Task:
+    folder = work.folder
+    return Task(
+        f"finetune/{level.name}/{kind}",
+        "finetune",
+        partial(training_tasks.finetune, work, level, kind),
+        tuple(folder.level_path(level, name) for name in (f"{kind}.safetensors", f"{kind}_finetune.json")),
+        lambda: {**_quantized(work), "finetune": work.recipe.finetune.model_dump()},
+        (folder.level_path(level, policy_file(kind)), folder.path("float.safetensors"), *_joint(work)),
+    )
+
+
+def _evaluate(work: Workspace, trained: Sequence[tuple[LevelSection, str]]) -> Task:
+    folder = work.folder
+    models = (folder.level_path(level, f"{kind}.safetensors") for level, kind in trained)
+    return Task(
+        "evaluate",
+        "evaluate",
+        lambda _: result_tasks.evaluate_all(work),
+        (folder.path("evaluation.json"),),
+        lambda: {**_data(work), "levels": [level.name for level in work.recipe.levels]},
+        (folder.path("float.safetensors"), folder.path("layers.json"), *models),
+    )
+
+
+def _export(work: Workspace, level: LevelSection) -> Task:
+    folder = work.folder
+    return Task(
+        f"export/{level.name}",
+        "export",
+        lambda _: result_tasks.export_level(work, level),
+        tuple(folder.level_path(level, name) for name in ("model.onnx", "export.json")),
+        lambda: _data(work),
+        (folder.level_path(level, "mixed.safetensors"), folder.path("layers.json")),
+    )

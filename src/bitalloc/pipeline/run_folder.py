@@ -1,0 +1,93 @@
+"""The folder of a run: where everything lies, what is done, and who works in it."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bitalloc.errors import FileError
+from bitalloc.files import read_json, write_json
+from bitalloc.pipeline.recipe import LevelSection, Recipe
+
+SCHEMA = "bitalloc.run"
+VERSION = 1
+
+
+class RunFolder:
+    """Paths inside ``root``, and the record of finished tasks.
+
+    The first level of the recipe lives in the root itself, every further one in a folder of its name.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe) -> None:
+        self.root = root
+        self._first = recipe.levels[0].name
+        self._record_path = root / "stages.json"
+
+    def path(self, name: str) -> Path:
+        """A file that belongs to all levels."""
+        return self.root / name
+
+    def level_path(self, level: LevelSection, name: str) -> Path:
+        """A file that belongs to one level."""
+        return self.root / name if level.name == self._first else self.root / level.name / name
+
+    def checkpoint(self, task: str, inputs: str) -> Path:
+        """The training checkpoint of a task with these inputs; with other inputs the task starts anew, in another file."""
+        return self.root / "checkpoints" / f"{_flat(task)}-{inputs[:12]}.safetensors"
+
+    def drop_checkpoints(self, task: str) -> None:
+        """Deletes the training checkpoints of a task that is done, those of other inputs included."""
+        for path in (self.root / "checkpoints").glob(f"{_flat(task)}-*"):
+            path.unlink(missing_ok=True)
+
+    def is_done(self, task: str, inputs: str, outputs: tuple[Path, ...]) -> bool:
+        """Whether the task was finished with these inputs and its files are still there."""
+        return self._record().get(task) == inputs and all(path.is_file() for path in outputs)
+
+    def mark_done(self, task: str, inputs: str) -> None:
+        """Remembers that the task was finished with these inputs."""
+        done = {**self._record(), task: inputs}
+        write_json(self._record_path, {"schema": SCHEMA, "version": VERSION, "done": done})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second process out of the folder. Raises FileError if one is at work or the folder cannot be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise FileError(f"cannot write to the run folder {self.root}: {error.strerror or error}.") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FileError(f"another bitalloc process is at work in {self.root}: wait for it or choose another --out.") from error
+            yield
+
+    def _record(self) -> dict[str, Any]:
+        if not self._record_path.exists():
+            return {}
+        done = read_json(self._record_path, schema=SCHEMA, version=VERSION).get("done")
+        if not isinstance(done, dict):
+            raise FileError(f"{self._record_path}: key 'done' is missing or malformed. Delete the file to do all stages again.")
+        return done
+
+
+def digest(values: Mapping[str, Any], files: tuple[Path, ...]) -> str:
+    """A SHA-256 over JSON values and the content of files. Raises FileError for a file that is missing or unreadable."""
+    sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in files:
+        try:
+            with path.open("rb") as opened:
+                sha.update(hashlib.file_digest(opened, "sha256").digest())
+        except OSError as error:
+            raise FileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return sha.hexdigest()
+
+
+def _flat(task: str) -> str:
+    return task.replace("/", ".")

@@ -1,0 +1,123 @@
+"""What the stages of a run share: recipe, folder, data, float model. Loaded when first needed."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitalloc.errors import ConfigError
+from bitalloc.layers import Description
+from bitalloc.models import load_weights
+from bitalloc.pipeline.entry_points import call_entry_point
+from bitalloc.pipeline.recipe import Recipe
+from bitalloc.pipeline.run_folder import RunFolder
+from bitalloc.policy import Bits
+from bitalloc.space import Candidates, SearchSpace, first_last_pins, search_space
+from bitalloc.training import Progress, device, to_device
+from bitalloc.wrap import QuantizerSettings
+
+_PARTS = ("train", "calibration", "valid", "test")
+
+
+@dataclass(eq=False)
+class Workspace:
+    """Recipe, folder and data root of one run, and what is built from them.
+
+    Attributes:
+        recipe: what to do.
+        folder: where to do it.
+        data_root: folder that relative data and weight paths start from.
+        progress: where progress is shown.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    data_root: Path | None
+    progress: Progress
+
+    @cached_property
+    def splits(self) -> Any:
+        """The parts of the data. Raises ConfigError if the data function returns something else."""
+        recipe = self.recipe
+        arguments = {"batch_size": recipe.batch_size, "seed": recipe.seed, "root": self.data_root, **recipe.data_options}
+        splits = call_entry_point(recipe.data, "data", arguments)
+        missing = [part for part in (*_PARTS, "example") if not hasattr(splits, part)]
+        if missing:
+            raise ConfigError(f"data = {recipe.data!r} returned a {type(splits).__name__} without {', '.join(missing)}: see bitalloc.data.Splits.")
+        return splits
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Identifies the data; empty for loaders without ``fingerprint()``."""
+        parts = (getattr(self.splits, part) for part in _PARTS)
+        return " ".join(part.fingerprint() for part in parts if hasattr(part, "fingerprint"))
+
+    @property
+    def example(self) -> Tensor:
+        """One input, shape (1, ...): zeros of the recipe's ``input_shape``, else from the data."""
+        if self.recipe.input_shape is not None:
+            return torch.zeros(1, *self.recipe.input_shape)
+        example: Tensor = self.splits.example
+        return example
+
+    def calibration(self) -> list[Any]:
+        """A few training batches without augmentation, on the training device."""
+        return [to_device(batch, device()) for batch in islice(iter(self.splits.calibration), self.recipe.calibration_batches)]
+
+    def new_model(self) -> nn.Module:
+        """The network with its own initial weights, which depend on the seed."""
+        torch.manual_seed(self.recipe.seed)
+        model = call_entry_point(self.recipe.model, "model", self.recipe.model_options)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model = {self.recipe.model!r} returned a {type(model).__name__}, expected a torch.nn.Module.")
+        return model
+
+    def weights_path(self) -> Path | None:
+        """The given float weights, if the recipe names some."""
+        given = self.recipe.float_.weights
+        if not given:
+            return None
+        path = Path(given)
+        return path if path.is_absolute() or self.data_root is None else self.data_root / path
+
+    def float_model(self) -> nn.Module:
+        """The float model of this run, on the training device."""
+        model = self.new_model()
+        load_weights(model, self.folder.path("float.safetensors"))
+        return model.to(device())
+
+    def description(self) -> Description:
+        """The model's layers, from ``layers.json``."""
+        return Description.load(self.folder.path("layers.json"))
+
+    def space(self, description: Description) -> SearchSpace:
+        """The search space that the recipe and the layers give."""
+        section = self.recipe.space
+        reference = self.uniform_space(description)
+        if not section.first_last_candidates:
+            return reference
+        widths = section.first_last_candidates
+        ends = {name: Candidates(widths, widths) for name in (*description.last, *description.first)}
+        if section.first_act is not None:
+            ends |= dict.fromkeys(description.first, Candidates(widths, (section.first_act,)))
+        return replace(reference, candidates={**reference.candidates, **ends})
+
+    def uniform_space(self, description: Description) -> SearchSpace:
+        """The search space with the first and last layers pinned, which the uniform policy is from."""
+        section = self.recipe.space
+        pins = {pattern: Bits.parse(bits) for pattern, bits in section.pins.items()}
+        if section.first_last:
+            pins = first_last_pins(description, Bits.parse(section.first_last), first_act=section.first_act) | pins
+        return search_space(description.layers, section.weight, section.act, pins=pins, include=section.include, exclude=section.exclude)
+
+    def quantizers(self) -> QuantizerSettings:
+        """How layers are quantized."""
+        return QuantizerSettings(**self.recipe.quantizers.model_dump())
+
+    def steps(self, epochs: float, fraction: float = 1.0) -> int:
+        """Optimiser steps in so many epochs of a part of the training data; at least 1 if there is any epoch."""
+        return max(1, round(epochs * fraction * len(self.splits.train))) if epochs > 0 else 0

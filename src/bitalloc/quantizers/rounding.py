@@ -1,0 +1,88 @@
+"""The rounding primitive: uniform fake quantization with a learned step size, in one place.
+
+Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_STEP = 2.0**-23
+"""Smallest step size in use. Far below any trained step, large enough that ``x / step`` does not overflow in float32."""
+
+
+def bounds(bits: int, signed: bool) -> tuple[int, int]:
+    """Smallest and largest integer level: ``[-2^(b-1), 2^(b-1) - 1]`` signed, ``[0, 2^b - 1]`` unsigned."""
+    if signed:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
+
+
+def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_scale: float) -> Tensor:
+    """``step * round(clip(x / step, low, high))`` with straight-through gradients.
+
+    The division is a true division and ties go to the even level, as ONNX QuantizeLinear does it, so that an exported
+    model computes the same levels.
+
+    Gradients (LSQ, equations 2 and 3)::
+
+        d x_hat / d x    = 1 for low < x / step < high, else 0
+        d x_hat / d step = scale * { low below, high above, round(x / step) - x / step inside }
+
+    Args:
+        x: any shape.
+        step: positive; shape (1,), or a shape that broadcasts against ``x`` with one entry a channel. See :func:`positive`.
+        low: smallest level, see :func:`bounds`.
+        high: largest level.
+        step_gradient_scale: the LSQ gradient scale ``g = 1 / sqrt(high * numel)``.
+
+    Returns:
+        The fake-quantized tensor, same shape and type as ``x``.
+    """
+    out: Tensor = _FakeQuantize.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def positive(step: Tensor) -> Tensor:
+    """``max(step, MIN_STEP)``, whose gradient still lets a step grow again once it has reached the floor.
+
+    Below the floor only a gradient that would increase the step passes, so the raw parameter cannot drift away either.
+    """
+    out: Tensor = _Positive.apply(step)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Saves only its input and the step; everything else is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, scale: float) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.low, ctx.high, ctx.scale = low, high, scale
+        return (x / step).clamp_(low, high).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, step = ctx.saved_tensors
+        ratio = x / step
+        inside = (ratio > ctx.low).logical_and_(ratio < ctx.high)
+        grad_step = None
+        if ctx.needs_input_grad[1]:
+            level = ratio.clamp(ctx.low, ctx.high).round_()
+            slope = level.sub_(ratio.mul_(inside)).mul_(grad)
+            grad_step = slope.sum_to_size(step.shape).mul_(ctx.scale)
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        return grad_x, grad_step, None, None, None
+
+
+class _Positive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Tensor) -> Tensor:
+        ctx.save_for_backward(step)
+        return step.clamp_min(MIN_STEP)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (step,) = ctx.saved_tensors
+        return grad.masked_fill((step <= MIN_STEP) & (grad > 0), 0.0)

@@ -1,0 +1,109 @@
+"""What a solver answers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+from bitalloc.layers import LayerInfo
+from bitalloc.policy import Bits, Policy
+from bitalloc.search.problem import Problem
+
+Status = Literal["optimal", "feasible"]
+
+_EXACT = 1e-9
+"""A relative gap up to this is the solver's rounding, not a worse solution."""
+_LEAST = 1e-100
+"""What the gap of an objective of 0 is divided by."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """How much of a budget a solution uses.
+
+    Attributes:
+        name: what the user called the budget.
+        limit: the largest allowed sum, in ``unit``.
+        unit: what is limited, for example ``bitops``.
+        used: the sum at the chosen widths.
+        slack: what is left, never negative.
+    """
+
+    name: str
+    limit: float
+    unit: str
+    used: float
+    slack: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Widths of every layer, and how good they are.
+
+    Attributes:
+        bits: layer name to widths, in the order of the space.
+        status: ``optimal`` if nothing better exists inside the budgets, ``feasible`` if that was not proven.
+        objective: the total score.
+        bound: no choice inside the budgets has a lower score than this.
+        gap: (objective - bound) / abs(objective), 0 when optimal.
+        budgets: what is used of every budget, in the order of the problem.
+        seconds: wall-clock time of the search.
+    """
+
+    bits: Mapping[str, Bits]
+    status: Status
+    objective: float
+    bound: float
+    gap: float
+    budgets: tuple[BudgetUse, ...]
+    seconds: float
+
+    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any]) -> Policy:
+        """The widths as a policy of the model with these layers.
+
+        Its provenance is ``provenance`` and ``status``, ``objective``, ``bound``, ``gap`` and ``budgets`` of this solution. The
+        seconds are left out, so that the same search writes the same file.
+
+        Raises:
+            PolicyError: the solution is for other layers; the message names them.
+        """
+        shapes = {layer.name: layer.weight_shape for layer in layers}
+        found = {
+            "status": self.status,
+            "objective": self.objective,
+            "bound": self.bound,
+            "gap": self.gap,
+            "budgets": [asdict(use) for use in self.budgets],
+        }
+        policy = Policy(self.bits, {name: shapes.get(name, ()) for name in self.bits}, {**provenance, **found})
+        policy.check(layers)
+        return policy
+
+
+def judged(problem: Problem, bits: Mapping[str, Bits], bound: float, seconds: float) -> Solution:
+    """The solution with these widths: everything but ``bound`` is counted anew from the problem's own tables."""
+    objective = problem.score.total(bits)
+    gap = (objective - bound) / max(abs(objective), _LEAST) if objective > bound else 0.0
+    optimal = gap <= _EXACT
+    ordered = {name: bits[name] for name in problem.space.candidates}
+    uses = []
+    for budget in problem.budgets:
+        used = budget.table.total(ordered)
+        uses.append(BudgetUse(budget.name, budget.limit, budget.unit, used, max(budget.limit - used, 0.0)))
+    return Solution(
+        bits=ordered,
+        status="optimal" if optimal else "feasible",
+        objective=objective,
+        bound=objective if optimal else bound,
+        gap=0.0 if optimal else gap,
+        budgets=tuple(uses),
+        seconds=seconds,
+    )
+
+
+def loose_bound(problem: Problem) -> float:
+    """The total score if every layer had its best choice: a bound that needs no search."""
+    rows = ((problem.score.values[name][bits] for bits in choices.pairs) for name, choices in problem.space.candidates.items())
+    return math.fsum(min(row) for row in rows)

@@ -1,0 +1,113 @@
+"""Accuracy, logits and the plain loss of a classifier."""
+
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitalloc.errors import TrainingError
+from bitalloc.training.batches import image_count, inputs_of, non_empty, pair_of
+from bitalloc.training.device import module_device, to_device
+from bitalloc.training.modes import evaluating
+from bitalloc.training.progress import SILENT, Progress
+from bitalloc.training.steps import LossFunction
+
+
+@dataclass(frozen=True)
+class Top1:
+    """How many images have their label as the largest logit."""
+
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        """``correct / total``, from 0 to 1."""
+        return self.correct / self.total
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[Any], progress: Progress = SILENT, name: str = "evaluate") -> Top1:
+    """Top-1 accuracy over pairs (inputs, labels), in evaluation mode, on the device where ``model`` is.
+
+    Args:
+        model: gives logits of shape (N, classes); its modes are put back afterwards.
+        loader: pairs of inputs and labels of shape (N,).
+        progress: advances by images.
+        name: the name of the work in the progress.
+
+    Raises:
+        TrainingError: the loader is empty, a batch is no pair, or the logits have another shape or are NaN.
+    """
+    where = module_device(model)
+    # Counted on the device: one transfer at the end instead of one a batch.
+    correct = torch.zeros((), dtype=torch.int64, device=where)
+    healthy = torch.ones((), dtype=torch.bool, device=where)
+    total = 0
+    with evaluating(model), progress.task(name, _image_total(loader)):
+        for batch in non_empty(loader, "evaluate on"):
+            inputs, labels = pair_of(to_device(batch, where))
+            logits = _logits(model, inputs)
+            if labels.shape != logits.shape[:1]:
+                raise TrainingError(
+                    f"labels have shape {tuple(labels.shape)}, logits {tuple(logits.shape)}: expected (N,) and (N, classes)."
+                )
+            correct += (logits.argmax(dim=1) == labels).sum()
+            healthy &= ~logits.isnan().any()
+            total += len(labels)
+            progress.advance(len(labels))
+    if not healthy:
+        raise TrainingError("the model gives NaN on the evaluation data: its weights or its batch-norm statistics are not finite.")
+    return Top1(int(correct), total)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loader: Iterable[Any], progress: Progress = SILENT, name: str = "predict") -> Tensor:
+    """Logits, shape (N, classes) on the CPU, in the order of ``loader``; batches are inputs or tuples that begin with them.
+
+    Raises:
+        TrainingError: the loader is empty, or the logits have another shape.
+    """
+    where = module_device(model)
+    logits: list[Tensor] = []
+    with evaluating(model), progress.task(name, _image_total(loader)):
+        for batch in non_empty(loader, "predict on"):
+            logits.append(_logits(model, to_device(inputs_of(batch), where)).cpu())
+            progress.advance(image_count(batch))
+    return torch.cat(logits)
+
+
+def cross_entropy_loss(label_smoothing: float = 0.1) -> LossFunction:
+    """A ``loss_fn`` for pairs (inputs, labels): cross entropy with smoothed labels, averaged over the batch.
+
+    With K classes the target is ``(1 - e) * onehot + e / K`` (Szegedy et al., CVPR 2016, arXiv 1512.00567).
+    Default e = 0.1, as there and in LIMPQ's settings.
+
+    Raises:
+        TrainingError: ``label_smoothing`` is not in [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise TrainingError(f"label_smoothing is {label_smoothing}, expected a number from 0 to below 1.")
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        inputs, labels = pair_of(batch)
+        return functional.cross_entropy(model(inputs), labels, label_smoothing=label_smoothing)
+
+    return loss
+
+
+def _logits(model: nn.Module, inputs: Any) -> Tensor:
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TrainingError(f"the model gave {shape}, expected logits of shape (N, classes).")
+    return logits
+
+
+def _image_total(loader: object) -> int | None:
+    """The number of images where the loader knows it (a DataLoader over a sized data set), else None."""
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None

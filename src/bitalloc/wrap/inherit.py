@@ -1,0 +1,40 @@
+"""Starting the fine-tuning from the joint training's weights."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from bitalloc.errors import PolicyError
+from bitalloc.policy import Bits
+from bitalloc.wrap.batchnorm import SwitchableBatchNorm
+from bitalloc.wrap.switch import active_bits
+
+
+def inherit(quantized: nn.Module, joint: nn.Module) -> None:
+    """Copies weights, step sizes and batch norms of the jointly trained model into a quantized one, in place.
+
+    Every batch norm takes the branch that belongs to the quantized model's widths, every quantizer the steps of its width.
+
+    Args:
+        quantized: from :func:`~bitalloc.wrap.quantize`, of the same architecture.
+        joint: from :func:`~bitalloc.wrap.prepare_joint`.
+
+    Raises:
+        PolicyError: the joint model lacks a tensor, because it is another network or was not trained at these widths.
+    """
+    source = _at_widths(joint, active_bits(quantized))
+    target = quantized.state_dict()
+    missing = sorted(set(target) - set(source))
+    if missing:
+        raise PolicyError(f"the joint training has no {', '.join(missing[:4])}: it is of another model or lacks these widths.")
+    quantized.load_state_dict({name: source[name] for name in target})
+
+
+def _at_widths(joint: nn.Module, bits: Mapping[str, Bits]) -> dict[str, Tensor]:
+    state = dict(joint.state_dict())
+    for name, module in joint.named_modules():
+        if isinstance(module, SwitchableBatchNorm):
+            module.switch(bits[module.follows])
+            for key, value in module.branches[module.active].state_dict().items():
+                state[f"{name}.{key}"] = value
+    return state

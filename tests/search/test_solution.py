@@ -1,0 +1,39 @@
+"""From a solution to a policy that says where it comes from."""
+
+import json
+
+import pytest
+
+from bitalloc.budget import Budget
+from bitalloc.errors import PolicyError
+from bitalloc.layers import LayerInfo
+from bitalloc.policy import Bits, Policy
+from bitalloc.search import Problem, solve
+from bitalloc.space import Candidates, SearchSpace, Table
+
+LAYERS = [LayerInfo("a", "linear", (3, 4), 12, 4, 3), LayerInfo("b", "linear", (2, 3), 6, 3, 2)]
+SPACE = SearchSpace(dict.fromkeys("ab", Candidates((8, 4), (8,))))
+COST = Table({"a": {Bits(8, 8): 8.0, Bits(4, 8): 4.0}, "b": {Bits(8, 8): 4.0, Bits(4, 8): 2.0}}, "weight_bytes")
+SCORE = Table({"a": {Bits(8, 8): 1.0, Bits(4, 8): 2.0}, "b": {Bits(8, 8): 0.5, Bits(4, 8): 5.0}}, "importance")
+SOLUTION = solve(Problem(SPACE, SCORE, (Budget("size", 9.0, COST),)))
+
+
+def test_the_policy_carries_its_proof() -> None:
+    policy = SOLUTION.policy(LAYERS, {"method": "limpq", "seed": 3})
+    assert policy.bits == {"a": Bits(4, 8), "b": Bits(8, 8)}
+    assert policy.provenance == {
+        "method": "limpq",
+        "seed": 3,
+        "status": "optimal",
+        "objective": 2.5,
+        "bound": 2.5,
+        "gap": 0.0,
+        "budgets": [{"name": "size", "limit": 9.0, "unit": "weight_bytes", "used": 8.0, "slack": 1.0}],
+    }
+    assert Policy.loads(json.dumps(policy.to_json())) == policy
+
+
+@pytest.mark.parametrize(("layers", "named"), [(LAYERS[:1], "b"), ([*LAYERS, LayerInfo("c", "linear", (1,), 1, 1, 1)], "c")])
+def test_another_models_layers_are_refused(layers: list[LayerInfo], named: str) -> None:
+    with pytest.raises(PolicyError, match=f": {named}"):
+        SOLUTION.policy(layers, {})
