@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from bitalloc.budget import Budget
     from bitalloc.costs import BitOps, WeightBytes, resolve_budgets
     from bitalloc.errors import BitallocError
-    from bitalloc.export import deploy, export_onnx, load_checkpoint, save_checkpoint, verify_onnx
+    from bitalloc.export import export_onnx, load_checkpoint, save_checkpoint, verify_onnx
+    from bitalloc.export.deploy import deploy
     from bitalloc.layers import Description, LayerInfo
     from bitalloc.pipeline.allocate import Allocation, allocate
+    from bitalloc.pipeline.finetune import Finetuned, FinetuneSettings, finetune
     from bitalloc.pipeline.recipe import load_recipe
     from bitalloc.pipeline.run import run_recipe
     from bitalloc.policy import Bits, Policy
@@ -32,6 +34,7 @@ _HOMES = {
     "bitalloc.export": ("deploy", "export_onnx", "load_checkpoint", "save_checkpoint", "verify_onnx"),
     "bitalloc.layers": ("Description", "LayerInfo"),
     "bitalloc.pipeline.allocate": ("Allocation", "allocate"),
+    "bitalloc.pipeline.finetune": ("FinetuneSettings", "Finetuned", "finetune"),
     "bitalloc.pipeline.recipe": ("load_recipe",),
     "bitalloc.pipeline.run": ("run_recipe",),
     "bitalloc.policy": ("Bits", "Policy"),
@@ -51,6 +54,8 @@ __all__ = [
     "Budget",
     "Candidates",
     "Description",
+    "FinetuneSettings",
+    "Finetuned",
     "Indicators",
     "JointSettings",
     "LayerInfo",
@@ -67,6 +72,7 @@ __all__ = [
     "deploy",
     "describe",
     "export_onnx",
+    "finetune",
     "first_last_pins",
     "learned_scale_importance",
     "load_checkpoint",

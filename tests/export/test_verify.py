@@ -93,7 +93,7 @@ def test_another_model_is_an_error(exported):
 
 
 def test_inputs_of_another_shape_are_an_error(exported):
-    model, path, _ = exported
+    _, path, _ = exported
     with pytest.raises(ExportError, match="cannot be run on a batch of shape"):
         verify_onnx(path, nn.Flatten(), [(torch.zeros(2, 5),)])
 

@@ -70,7 +70,7 @@ def problems(draw: st.DrawFn, most_budgets: int = 2) -> Problem:
     for i in range(draw(st.integers(0, most_budgets))):
         cost = table(costs, f"unit{i}")
         low, high = (sum(pick(cost.values[name][p] for p in c.pairs) for name, c in space.candidates.items()) for pick in (min, max))
-        budgets.append(Budget(f"budget{i}", low + draw(st.floats(-0.05, 1.0)) * (high - low) or low, cost))
+        budgets.append(Budget(f"budget{i}", max(low + draw(st.floats(-0.05, 1.0)) * (high - low), 0.5 * low), cost))
     return Problem(space, table(scores, "importance"), tuple(budgets))
 
 
@@ -210,6 +210,20 @@ def test_erased_scores_do_not_blur_the_others() -> None:
                 step[spent + int(price)] = min(step.get(spent + int(price), math.inf), total)
         least = step
     assert solve(problem).objective == pytest.approx(min(v for s, v in least.items() if s <= 60), rel=1e-9)
+
+
+def test_many_erased_scores_do_not_blur_the_others() -> None:
+    choices = Candidates((8, 4), (8, 4))
+    space = SearchSpace({"a": choices, "b": choices}, (("a", "b"),), (("a", "b"),))
+    rows = {"a": (0.0, 1e8, 0.0, 0.0), "b": (1e8, 0.0, 1.0, 1e8)}
+    score = Table({name: dict(zip(choices.pairs, row, strict=True)) for name, row in rows.items()}, "importance")
+    found = solve(Problem(space, score, ()))
+    assert (found.bits["a"], found.objective, found.status, found.bound) == (Bits(4, 8), 1.0, "optimal", 1.0)
+
+
+def test_scores_next_to_nothing_beside_large_ones() -> None:
+    found = solve(Problem(PAIR, line({"a": (0.0, 1e-309), "b": (-1.0, 5.0)}, "importance"), ()))
+    assert (found.objective, found.bound, found.status) == (-1.0, -1.0, "optimal")
 
 
 def test_ties_hold_only_the_side_they_name() -> None:

@@ -32,7 +32,7 @@ _UNITS: Final = {"bitops": _BITOPS_UNITS, "weight_bytes": _BYTE_UNITS, _COMPRESS
 
 
 def resolve_budgets(
-    spec: Mapping[str, str | int | float], layers: Sequence[LayerInfo], space: SearchSpace, pins: Mapping[str, Bits] | None = None
+    spec: Mapping[str, str | float], layers: Sequence[LayerInfo], space: SearchSpace, pins: Mapping[str, Bits] | None = None
 ) -> tuple[Budget, ...]:
     """The budgets that ``spec`` writes down, one for each key and in its order.
 
@@ -62,7 +62,7 @@ def resolve_budgets(
     )
 
 
-def uniform_bits_of(spec: Mapping[str, str | int | float]) -> Bits | None:
+def uniform_bits_of(spec: Mapping[str, str | float]) -> Bits | None:
     """The pair of the first value that is written like a uniform policy (``"w3a4"``), ``None`` if there is none.
 
     Raises:

@@ -62,7 +62,10 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
         if content.ByteSize() > LIMIT:
             raise ExportError(f"{path}: the model has {content.ByteSize()} bytes, more than the {LIMIT} that one ONNX file can hold.")
         temporary.write_bytes(content.SerializeToString())
-        onnx.checker.check_model(str(temporary), full_check=True)
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"{type(model).__name__} gives an invalid ONNX graph, so {path} was not written: {error}") from error
 
 
 def _program(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
@@ -70,16 +73,21 @@ def _program(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
     names = ["input"] if len(arguments) == 1 else [f"input_{index}" for index in range(len(arguments))]
     try:
         with _quiet(), torch.no_grad():
-            return torch.onnx.export(
+            # Traced here, because torch.onnx.export would fall back to a fixed batch size without a word.
+            traced = torch.export.export(
                 model,
                 arguments,
+                dynamic_shapes=tuple({0: batch} if isinstance(argument, Tensor) else None for argument in arguments),
+                strict=False,
+            )
+            return torch.onnx.export(
+                traced,
                 input_names=names,
                 output_names=["output"],
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                dynamic_shapes=tuple({0: batch} if isinstance(argument, Tensor) else None for argument in arguments),
                 custom_translation_table=translations(),
             )
     except Exception as error:  # the exporter raises whatever the model's own code, or a translation, raised

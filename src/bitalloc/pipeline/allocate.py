@@ -1,11 +1,12 @@
 """From indicators and budgets to a policy: scores, costs and the exact search in one call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitalloc.budget import Budget
 from bitalloc.costs import BitOps, WeightBytes, resolve_budgets, uniform_bits_of
+from bitalloc.errors import InfeasibleError
 from bitalloc.layers import Description
 from bitalloc.policy import Bits, Policy
 from bitalloc.search import Problem, Solution, reversed_assignment, solve, uniform
@@ -13,7 +14,7 @@ from bitalloc.sensitivity import Alpha, Change, Indicators
 from bitalloc.space import SearchSpace, Table
 
 Projection = Literal["isotonic", "erase", "none"]
-BudgetSpec = Mapping[str, str | int | float]
+BudgetSpec = Mapping[str, str | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def allocate(
 
     Raises:
         BudgetError: a budget cannot be understood.
-        InfeasibleError: no policy, or no uniform policy, meets the budgets; it says what is reachable.
+        InfeasibleError: no policy, or no uniform policy, meets the budgets, or ``uniform_bits`` does not; it says what is reachable.
         SpaceError: indicators are missing.
     """
     even_space = uniform_space or space
@@ -77,7 +78,7 @@ def allocate(
     factor = projected.automatic_alpha() if alpha is None else Alpha(alpha, "as requested")
     problem = Problem(space, projected.table(factor.value, space), limits)
     solution = solve(problem)
-    even = uniform(_with_space(problem, even_space, description), uniform_bits or uniform_bits_of(budgets))
+    even = uniform_policy(limits, budgets, description, even_space, uniform_bits)
     common = {
         "not_counted": [entry.name for entry in description.not_counted],
         "requested": dict(budgets),
@@ -96,11 +97,35 @@ def allocate(
     )
 
 
-def _with_space(problem: Problem, space: SearchSpace, description: Description) -> Problem:
-    """The same limits over another space; the uniform policy needs no score, so all its scores are 0."""
-    score = Table({name: dict.fromkeys(c.pairs, 0.0) for name, c in space.candidates.items()}, problem.score.unit)
+def uniform_policy(
+    limits: Sequence[Budget], budgets: BudgetSpec, description: Description, space: SearchSpace, bits: Bits | None = None
+) -> Solution:
+    """The uniform policy inside ``limits``, from ``space``.
+
+    Args:
+        limits: the resolved budgets, over this or another space of the same layers.
+        budgets: as they were written; a pair in them is the first choice.
+        description: of the model.
+        space: the candidates of every layer.
+        bits: the pair that it must have.
+
+    Raises:
+        InfeasibleError: no uniform policy, or not the one with ``bits``, is inside the limits.
+    """
     costs = {cost.unit: cost.table(description.layers, space) for cost in (BitOps(), WeightBytes())}
-    return Problem(space, score, tuple(Budget(b.name, b.limit, costs[b.unit]) for b in problem.budgets))
+    problem = Problem(space, flat_score(space), tuple(Budget(b.name, b.limit, costs[b.unit]) for b in limits))
+    even = uniform(problem, bits or uniform_bits_of(budgets))
+    if bits is not None and any(even.bits[name] != bits for name in space.free):
+        raise InfeasibleError(
+            f"the uniform policy {bits} is not inside the budgets, or not among the candidates of all layers; "
+            f"the largest that is: {even.bits[space.free[0]]}."
+        )
+    return even
+
+
+def flat_score(space: SearchSpace) -> Table:
+    """A score of 0 for every choice, where only the budgets matter."""
+    return Table({name: dict.fromkeys(choices.pairs, 0.0) for name, choices in space.candidates.items()}, "importance")
 
 
 def reversed_policy(allocation: Allocation, description: Description) -> Policy:

@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from bitalloc.costs import BitOps, resolve_budgets
-from bitalloc.errors import InfeasibleError
-from bitalloc.pipeline.recipe import Recipe
+from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, SpaceError
+from bitalloc.layers import Description
+from bitalloc.pipeline.allocate import flat_score, uniform_policy
+from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.workspace import Workspace
+from bitalloc.policy import Bits
 from bitalloc.search import Problem, solve
 from bitalloc.space import SearchSpace, Table
 from bitalloc.training import Silent
@@ -17,7 +22,7 @@ from bitalloc.wrap.describe import describe
 def dry_run(recipe: Recipe, out: Path, data_root: Path | None) -> dict[str, Any]:
     """Builds the model, describes it, and checks that every level's budgets can be met; writes nothing.
 
-    The data is loaded only if the recipe has no ``input_shape``.
+    The data is loaded only if the recipe has no ``input_shape``; weight files are not looked for.
 
     Returns:
         Counts of the model, the BitOps convention, and for each level its budgets with limit and smallest reachable value.
@@ -28,31 +33,60 @@ def dry_run(recipe: Recipe, out: Path, data_root: Path | None) -> dict[str, Any]
     """
     work = Workspace(recipe, RunFolder(out, recipe), data_root, Silent())
     description = describe(work.new_model(), work.example)
-    space, reference = work.space(description), work.uniform_space(description)
-    flat = _flat(space)
-    levels = []
-    for level in recipe.levels:
-        budgets = resolve_budgets(level.budgets, description.layers, space, reference.pinned)
-        try:
-            solve(Problem(space, flat, budgets))
-        except InfeasibleError as error:
-            raise InfeasibleError(f"level {level.name}: {error}") from error
-        shown = [
-            {"name": b.name, "limit": b.limit, "unit": b.unit, "smallest": _smallest(b.table)} for b in budgets
-        ]
-        levels.append({"name": level.name, "budgets": shown})
+    levels = check_plan(work, description)
     return {
         "name": recipe.name,
         "layers": len(description.layers),
         "weights": sum(layer.weight_numel for layer in description.layers),
         "macs": sum(layer.macs for layer in description.layers),
-        "bitops_convention": BitOps().convention(reference, description.layers),
+        "bitops_convention": BitOps().convention(work.uniform_space(description), description.layers),
         "levels": levels,
     }
 
 
-def _flat(space: SearchSpace) -> Table:
-    return Table({name: dict.fromkeys(choices.pairs, 0.0) for name, choices in space.candidates.items()}, "importance")
+def check_plan(work: Workspace, description: Description) -> list[dict[str, Any]]:
+    """Checks what can be checked before any training: model, patterns, widths, and the budgets of every level.
+
+    Returns:
+        For each level its name and budgets, with limit and smallest reachable value.
+
+    Raises:
+        ConfigError: the description is of another model.
+        SpaceError: a pattern matches no layer, or no layer has a choice.
+        BudgetError: a budget cannot be understood.
+        InfeasibleError: no policy, or no uniform policy, meets the budgets of a level.
+    """
+    _check_model(work, description)
+    space, reference = work.space(description), work.uniform_space(description)
+    if not space.free:
+        raise SpaceError("every layer has one candidate only, so there is nothing to search: give at least two bit-widths.")
+    return [{"name": level.name, "budgets": _check_level(level, description, space, reference)} for level in work.recipe.levels]
+
+
+def _check_level(level: LevelSection, description: Description, space: SearchSpace, reference: SearchSpace) -> list[dict[str, Any]]:
+    uniform_bits = None if level.uniform is None else Bits.parse(level.uniform)
+    try:
+        budgets = resolve_budgets(level.budgets, description.layers, space, reference.pinned)
+        solve(Problem(space, flat_score(space), budgets))
+        uniform_policy(budgets, level.budgets, description, reference, uniform_bits)
+    except (BudgetError, InfeasibleError) as error:
+        raise type(error)(f"level {level.name}: {error}") from error
+    return [{"name": b.name, "limit": b.limit, "unit": b.unit, "smallest": _smallest(b.table)} for b in budgets]
+
+
+def _check_model(work: Workspace, description: Description) -> None:
+    modules = dict(work.new_model().named_modules())
+    other = [layer.name for layer in description.layers if _weight_shape(modules.get(layer.name)) != layer.weight_shape]
+    if other:
+        raise ConfigError(
+            f"{work.folder.path('layers.json')} describes another model than model = {work.recipe.model!r} returns now; "
+            f"the layers {', '.join(other)} are not in it with these shapes. Choose another --out, or delete that folder."
+        )
+
+
+def _weight_shape(module: nn.Module | None) -> tuple[int, ...] | None:
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
 
 def _smallest(table: Table) -> float:

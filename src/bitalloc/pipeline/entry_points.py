@@ -28,8 +28,9 @@ def call_entry_point(name: str, key: str, arguments: Mapping[str, Any]) -> Any:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{key} = {name!r}: the module {module_name} cannot be imported ({error}).") from error
+    except Exception as error:  # a user's module may raise anything while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{key} = {name!r}: the module {module_name} cannot be imported ({reason}).") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"{key} = {name!r}: the module {module_name} has no function {function_name}.")

@@ -116,7 +116,7 @@ class LevelSection(_Section):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    budgets: dict[Literal["bitops", "weight_bytes", "compression"], float | str] = Field(min_length=1)
+    budgets: dict[str, float | str] = Field(min_length=1)
     uniform: BitsText | None = None
     reversed: bool = False
 

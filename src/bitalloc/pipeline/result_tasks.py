@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from bitalloc.errors import FileError
 from bitalloc.export import deploy, export_onnx, load_checkpoint, verify_onnx
 from bitalloc.files import write_json
 from bitalloc.pipeline.allocate import allocate, reversed_policy
 from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.run_folder import damage
 from bitalloc.pipeline.training_tasks import policy_file
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Bits
@@ -27,8 +29,11 @@ def search(work: Workspace, level: LevelSection) -> None:
     """Writes the policies of one level and ``search.json``."""
     section = work.recipe.measure
     description = work.description()
+    with damage(work.folder.path("importance.json")):
+        indicators = Indicators.load(work.folder.path("importance.json"))
+        indicators.table(1.0, work.space(description))  # raises where a layer or a width is missing
     allocation = allocate(
-        Indicators.load(work.folder.path("importance.json")),
+        indicators,
         description,
         work.space(description),
         level.budgets,
@@ -53,6 +58,7 @@ def search(work: Workspace, level: LevelSection) -> None:
         "alpha": asdict(allocation.alpha),
         "changes": [asdict(change) for change in allocation.changes],
         "bitops_convention": allocation.convention,
+        "policy": {name: str(bits) for name, bits in allocation.policy.bits.items()},
     }
     write_json(work.folder.level_path(level, "search.json"), report)
 
@@ -86,9 +92,14 @@ def kinds(level: LevelSection) -> tuple[str, ...]:
 
 def deployed(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
     """The fine-tuned model of a policy in its integer form, on the training device."""
-    state, policy, settings = load_checkpoint(work.folder.level_path(level, f"{kind}.safetensors"))
-    model = quantize(work.new_model(), policy, settings=QuantizerSettings(**settings))
-    model.load_state_dict(state)
+    path = work.folder.level_path(level, f"{kind}.safetensors")
+    with damage(path):
+        state, policy, settings = load_checkpoint(path)
+        model = quantize(work.new_model(), policy, settings=QuantizerSettings(**settings))
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise FileError(f"the tensors in {path} do not fit the model ({error}).") from error
     model.to(device())
     example: Any = work.splits.example.to(device())
     return deploy(model, example, work.description().producers).model

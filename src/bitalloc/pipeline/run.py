@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitalloc.pipeline import result_tasks, training_tasks
+from bitalloc.pipeline.dry_run import check_plan
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.summary import write_summary
@@ -47,7 +48,15 @@ def run_recipe(
     folder = RunFolder(out, recipe)
     work = Workspace(recipe, folder, data_root, progress)
     with folder.lock():
-        run_tasks(plan(work), folder, until, say)
+        folder.claim()
+        describing, *others = plan(work)
+        run_tasks([describing], folder, say, work.rewind)
+        if until == describing.stage:
+            return None
+        # What the search could not solve is found now, not after hours of training.
+        check_plan(work, work.description())
+        last = STAGES[-1] if until is None else until
+        run_tasks([task for task in others if STAGES.index(task.stage) <= STAGES.index(last)], folder, say, work.rewind)
         return write_summary(work, command) if until is None else None
 
 
@@ -136,7 +145,7 @@ def _finetune(work: Workspace, level: LevelSection, kind: str) -> Task:
     return Task(
         f"finetune/{level.name}/{kind}",
         "finetune",
-        partial(training_tasks.finetune, work, level, kind),
+        partial(training_tasks.finetune_level, work, level, kind),
         tuple(folder.level_path(level, name) for name in (f"{kind}.safetensors", f"{kind}_finetune.json")),
         lambda: {**_quantized(work), "finetune": work.recipe.finetune.model_dump()},
         (folder.level_path(level, policy_file(kind)), folder.path("float.safetensors"), *_joint(work)),

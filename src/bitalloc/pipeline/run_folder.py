@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitalloc.errors import FileError
+from bitalloc.errors import BitallocError, FileError
 from bitalloc.files import read_json, write_json
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 
@@ -44,23 +44,33 @@ class RunFolder:
         for path in (self.root / "checkpoints").glob(f"{_flat(task)}-*"):
             path.unlink(missing_ok=True)
 
+    def claim(self) -> None:
+        """Forgets the finished tasks of all levels if another level than now was the first: its files lie in the root."""
+        record = self._record()
+        if record.get("first_level") in (None, self._first):
+            return
+        shared = {task: inputs for task, inputs in self._done().items() if "/" not in task}
+        self._write(shared)
+
     def is_done(self, task: str, inputs: str, outputs: tuple[Path, ...]) -> bool:
         """Whether the task was finished with these inputs and its files are still there."""
-        return self._record().get(task) == inputs and all(path.is_file() for path in outputs)
+        return self._done().get(task) == inputs and all(path.is_file() for path in outputs)
 
     def mark_done(self, task: str, inputs: str) -> None:
         """Remembers that the task was finished with these inputs."""
-        done = {**self._record(), task: inputs}
-        write_json(self._record_path, {"schema": SCHEMA, "version": VERSION, "done": done})
+        self._write({**self._done(), task: inputs})
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps a second process out of the folder. Raises FileError if one is at work or the folder cannot be written."""
+        if self.root.exists() and not self.root.is_dir():
+            raise FileError(f"the run folder {self.root} is a file, expected a folder: choose another --out.")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = (self.root / ".lock").open("w")
         except OSError as error:
-            raise FileError(f"cannot write to the run folder {self.root}: {error.strerror or error}.") from error
+            reason = error.strerror or error
+            raise FileError(f"cannot write to the run folder {self.root}: {reason}. Choose another --out, or free it.") from error
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,11 +80,44 @@ class RunFolder:
 
     def _record(self) -> dict[str, Any]:
         if not self._record_path.exists():
-            return {}
-        done = read_json(self._record_path, schema=SCHEMA, version=VERSION).get("done")
-        if not isinstance(done, dict):
-            raise FileError(f"{self._record_path}: key 'done' is missing or malformed. Delete the file to do all stages again.")
+            return {"done": {}}
+        with damage(self._record_path, "Delete it, and all stages are done again."):
+            record = read_json(self._record_path, schema=SCHEMA, version=VERSION)
+            if not isinstance(record.get("done"), dict):
+                raise FileError(f"{self._record_path}: key 'done' is missing or malformed.")
+        return record
+
+    def _done(self) -> dict[str, Any]:
+        done: dict[str, Any] = self._record()["done"]
         return done
+
+    def _write(self, done: Mapping[str, Any]) -> None:
+        write_json(self._record_path, {"schema": SCHEMA, "version": VERSION, "first_level": self._first, "done": done})
+
+
+@contextmanager
+def damage(path: Path, remedy: str = "Delete it, and the next run makes it again.") -> Iterator[None]:
+    """Adds to the errors of the block which file of the run is to blame and what to do about it."""
+    try:
+        yield
+    except BitallocError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise type(error)(f"{where}{error} {remedy}") from error
+
+
+def read_report(path: Path, *keys: str) -> dict[str, Any]:
+    """A small JSON report of a stage. Raises FileError if it is missing or damaged, or has not all of ``keys``."""
+    with damage(path):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileError(f"{path} cannot be read ({error}).") from error
+        if not isinstance(value, dict):
+            raise FileError(f"{path} holds a {type(value).__name__}, expected a JSON object.")
+        missing = [key for key in keys if key not in value]
+        if missing:
+            raise FileError(f"{path} was edited: it has no {', '.join(missing)}.")
+        return value
 
 
 def digest(values: Mapping[str, Any], files: tuple[Path, ...]) -> str:

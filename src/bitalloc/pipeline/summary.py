@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from platform import python_version
 from typing import Any
 
@@ -10,7 +11,7 @@ from bitalloc.costs import BitOps, WeightBytes
 from bitalloc.files import write_json
 from bitalloc.layers import Description
 from bitalloc.pipeline.recipe import LevelSection
-from bitalloc.pipeline.training_tasks import read_report
+from bitalloc.pipeline.run_folder import read_report
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
 
@@ -22,22 +23,24 @@ _PACKAGES = ("torch", "numpy", "highspy", "onnx", "onnxruntime")
 def write_summary(work: Workspace, command: Sequence[str]) -> dict[str, Any]:
     """Writes ``summary.json`` from the stages' reports and returns it."""
     description = work.description()
-    evaluation = read_report(work.folder.path("evaluation.json"))
-    levels = [_level(work, level, description, evaluation["levels"][level.name]) for level in work.recipe.levels]
-    first_search = read_report(work.folder.level_path(work.recipe.levels[0], "search.json"))
+    evaluation = read_report(work.folder.path("evaluation.json"), "float_top1", "levels")
+    levels = [_level(work, level, description, _top1(work, level, evaluation)) for level in work.recipe.levels]
+    first_search = read_report(work.folder.level_path(work.recipe.levels[0], "search.json"), "bitops_convention")
     summary = {
         "schema": SCHEMA,
         "version": VERSION,
         "name": work.recipe.name,
         "float_top1": evaluation["float_top1"],
         "levels": levels,
-        "measure_seconds": read_report(work.folder.path("measure.json"))["seconds"],
+        "measure_seconds": read_report(work.folder.path("measure.json"), "seconds")["seconds"],
         "bitops_convention": first_search["bitops_convention"],
         "seed": work.recipe.seed,
         "versions": versions(),
         "command": list(command),
     }
-    write_json(work.folder.path("summary.json"), summary)
+    path = work.folder.path("summary.json")
+    if not _is(path, summary):  # a run that does nothing changes nothing
+        write_json(path, summary)
     return summary
 
 
@@ -59,14 +62,23 @@ def mean_act_bits(policy: Policy, description: Description) -> float:
 
 
 def _level(work: Workspace, level: LevelSection, description: Description, top1: dict[str, Any]) -> dict[str, Any]:
-    def report(name: str) -> dict[str, Any]:
-        return read_report(work.folder.level_path(level, name))
+    def report(name: str, *keys: str) -> dict[str, Any]:
+        return read_report(work.folder.level_path(level, name), *keys)
 
-    policy = Policy.load(work.folder.level_path(level, "policy.json"))
-    search, export, finetune = report("search.json"), report("export.json"), report("mixed_finetune.json")
+    path = work.folder.level_path(level, "policy.json")
+    with damage(path):
+        policy = Policy.load(path)
+        policy.check(description.layers)
+    search = report("search.json", "status", "objective", "bound", "seconds", "budgets", "alpha")
+    finetune = report("mixed_finetune.json", "valid_top1", "steps", "seconds")
+    export = report("export.json", "agreement", "max_abs_diff", "file_bytes")
+    widths = {name: str(bits) for name, bits in policy.bits.items()}
+    edited = widths != search.get("policy", widths)
+    used = {cost.unit: cost.total(description.layers, policy.bits) for cost in (BitOps(), WeightBytes())}
     return {
         "name": level.name,
-        "budgets": search["budgets"],
+        "budgets": [_use(budget, used[budget["unit"]]) for budget in search["budgets"]] if edited else search["budgets"],
+        "policy_edited": edited,
         "search_status": search["status"],
         "search_bound": search["bound"],
         "search_objective": search["objective"],
@@ -74,14 +86,35 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         "alpha": search["alpha"]["value"],
         "mean_weight_bits": policy.mean_weight_bits(),
         "mean_act_bits": mean_act_bits(policy, description),
-        "weight_bytes": WeightBytes().total(description.layers, policy.bits),
-        "bitops": BitOps().total(description.layers, policy.bits),
+        "weight_bytes": used["weight_bytes"],
+        "bitops": used["bitops"],
         **top1,
         "mixed_valid_top1": finetune["valid_top1"],
-        "uniform_valid_top1": report("uniform_finetune.json")["valid_top1"],
+        "uniform_valid_top1": report("uniform_finetune.json", "valid_top1")["valid_top1"],
         "finetune_steps": finetune["steps"],
         "finetune_seconds": finetune["seconds"],
         "onnx_agreement": export["agreement"],
         "onnx_max_abs_diff": export["max_abs_diff"],
         "onnx_file_bytes": export["file_bytes"],
     }
+
+
+def _use(budget: dict[str, Any], used: float) -> dict[str, Any]:
+    """The use of a budget by a policy that was edited by hand, which may well exceed it."""
+    return {**budget, "used": used, "slack": budget["limit"] - used}
+
+
+def _top1(work: Workspace, level: LevelSection, evaluation: dict[str, Any]) -> dict[str, Any]:
+    path = work.folder.path("evaluation.json")
+    with damage(path):
+        found = evaluation["levels"].get(level.name) if isinstance(evaluation["levels"], dict) else None
+        if not isinstance(found, dict):
+            raise FileError(f"{path} was edited: it has no level {level.name}.")
+        return found
+
+
+def _is(path: Path, summary: dict[str, Any]) -> bool:
+    try:
+        return read_report(path) == summary
+    except FileError:
+        return False

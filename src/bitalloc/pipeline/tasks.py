@@ -30,18 +30,18 @@ class Task:
     reads: tuple[Path, ...] = ()
 
 
-def run_tasks(tasks: Sequence[Task], folder: RunFolder, until: str | None, say: Callable[[str], None]) -> None:
-    """Runs the tasks in order, up to the last one of stage ``until``; those that are done already are passed over.
+def run_tasks(tasks: Sequence[Task], folder: RunFolder, say: Callable[[str], None], rewind: Callable[[], None]) -> None:
+    """Runs the tasks in order; those that are done already are passed over. ``rewind`` is called before each.
 
     A finished task is recorded at once, so a killed run goes on with the task that it was in.
     """
-    last = len(tasks) if until is None else 1 + max(index for index, task in enumerate(tasks) if task.stage == until)
-    for task in tasks[:last]:
+    for task in tasks:
         inputs = digest({"version": __version__, **task.values()}, task.reads)
         if folder.is_done(task.name, inputs, task.writes):
             say(f"{task.name}: done before")
             continue
         say(f"{task.name}: started")
+        rewind()
         task.run(inputs)
         folder.mark_done(task.name, inputs)
         folder.drop_checkpoints(task.name)

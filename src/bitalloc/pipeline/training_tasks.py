@@ -1,19 +1,19 @@
 """The stages that train: the float model, the joint measurement, the fine-tuning."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bitalloc.errors import FileError, TrainingError
+from bitalloc.errors import TrainingError
 from bitalloc.files import replacing, write_json
 from bitalloc.models import load_weights
+from bitalloc.pipeline.finetune import FinetuneSettings, finetune
 from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.run_folder import damage
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
-from bitalloc.quantizers import is_step_size
 from bitalloc.sensitivity import JointSettings, learned_scale_importance
 from bitalloc.training import (
     CheckpointConfig,
@@ -25,11 +25,10 @@ from bitalloc.training import (
     evaluate,
     fit,
     loss_step,
-    reestimate_batchnorm,
     sgd,
-    sgd_with_scales,
 )
-from bitalloc.wrap import inherit, prepare_joint, quantize
+from bitalloc.wrap import prepare_joint
+from bitalloc.wrap.quantize import check_policy
 
 
 def train_float(work: Workspace, inputs: str) -> None:
@@ -96,39 +95,30 @@ def measure(work: Workspace, inputs: str) -> None:
     result.indicators.save(work.folder.path("importance.json"))
 
 
-def finetune(work: Workspace, level: LevelSection, kind: str, inputs: str) -> None:
+def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str) -> None:
     """Writes ``<kind>.safetensors`` and ``<kind>_finetune.json`` of one level from ``<kind>``'s policy."""
     from bitalloc.export import save_checkpoint
 
-    section = work.recipe.finetune
-    policy = Policy.load(work.folder.level_path(level, policy_file(kind)))
-    float_model = work.float_model()
-    model = _start(work, float_model, policy)
     task = f"finetune/{level.name}/{kind}"
-    steps = work.steps(section.epochs)
-    losses: tuple[float, ...] = ()
-    seconds = 0.0
-    if steps:
-        torch.manual_seed(work.recipe.seed)
-        result = fit(
-            model,
-            work.splits.train,
-            step=loss_step(_finetune_loss(work, float_model)),
-            optimizer=sgd_with_scales(
-                model, section.learning_rate, section.step_size_rate, is_step_size, weight_decay=section.weight_decay
-            ),
-            schedule=WarmupCosine(section.learning_rate, steps, min(work.steps(section.warmup_epochs), steps)),
-            total_steps=steps,
-            checkpoint=CheckpointConfig(work.folder.checkpoint(task, inputs), inputs),
-            progress=work.progress,
-            name=f"fine-tuning {level.name} {kind}",
-        )
-        losses, seconds = result.losses, result.seconds
-    if section.batchnorm_images:
-        reestimate_batchnorm(model, work.splits.calibration, section.batchnorm_images, work.progress)
-    top1 = evaluate(model, work.splits.valid, work.progress, f"validate {level.name} {kind}").accuracy
-    save_checkpoint(work.folder.level_path(level, f"{kind}.safetensors"), model.state_dict(), policy, work.quantizers().to_json())
-    report = {"valid_top1": top1, "seconds": seconds, "steps": steps, "losses": list(losses)}
+    model = work.float_model()
+    policy = _policy(work, level, kind, model)
+    steps = work.steps(work.recipe.finetune.epochs)
+    result = finetune(
+        model,
+        policy,
+        work.splits.train,
+        _finetune_loss(work, model),
+        steps=steps,
+        calibration=work.splits.calibration,
+        eval_fn=lambda trained: evaluate(trained, work.splits.valid, work.progress, f"validate {level.name} {kind}").accuracy,
+        start_from=_joint(work, model) if work.recipe.finetune.start == "joint" else None,
+        settings=_finetune_settings(work),
+        checkpoint=CheckpointConfig(work.folder.checkpoint(task, inputs), inputs),
+        progress=work.progress,
+        name=f"fine-tuning {level.name} {kind}",
+    )
+    save_checkpoint(work.folder.level_path(level, f"{kind}.safetensors"), result.model.state_dict(), policy, work.quantizers().to_json())
+    report = {"valid_top1": result.score, "seconds": result.seconds, "steps": steps, "losses": list(result.losses)}
     write_json(work.folder.level_path(level, f"{kind}_finetune.json"), report)
 
 
@@ -137,14 +127,34 @@ def policy_file(kind: str) -> str:
     return "policy.json" if kind == "mixed" else f"{kind}_policy.json"
 
 
-def _start(work: Workspace, float_model: nn.Module, policy: Policy) -> nn.Module:
-    model = quantize(float_model, policy, calibration=work.calibration(), settings=work.quantizers())
-    if work.recipe.finetune.start == "joint":
-        description = work.description()
-        joint = prepare_joint(float_model, work.space(description), description, work.quantizers())
+def _policy(work: Workspace, level: LevelSection, kind: str, model: nn.Module) -> Policy:
+    path = work.folder.level_path(level, policy_file(kind))
+    with damage(path):
+        policy = Policy.load(path)
+        check_policy(model, policy)
+    return policy
+
+
+def _joint(work: Workspace, float_model: nn.Module) -> nn.Module:
+    description = work.description()
+    joint = prepare_joint(float_model, work.space(description), description, work.quantizers())
+    with damage(work.folder.path("joint.safetensors")):
         load_weights(joint, work.folder.path("joint.safetensors"))
-        inherit(model, joint)
-    return model
+    return joint
+
+
+def _finetune_settings(work: Workspace) -> FinetuneSettings:
+    section = work.recipe.finetune
+    return FinetuneSettings(
+        learning_rate=section.learning_rate,
+        warmup_steps=work.steps(section.warmup_epochs),
+        weight_decay=section.weight_decay,
+        step_size_rate=section.step_size_rate,
+        calibration_batches=work.recipe.calibration_batches,
+        batchnorm_images=section.batchnorm_images,
+        quantizers=work.quantizers(),
+        seed=work.recipe.seed,
+    )
 
 
 def _finetune_loss(work: Workspace, float_model: nn.Module) -> LossFunction:
@@ -167,16 +177,3 @@ def _save(state: dict[str, Tensor], path: Path) -> None:
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A small JSON report of a stage. Raises FileError if it is missing or damaged."""
-    import json
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read ({error}): delete it to do its stage again.") from error
-    if not isinstance(value, dict):
-        raise FileError(f"{path} holds a {type(value).__name__}, expected a JSON object: delete it to do its stage again.")
-    return value

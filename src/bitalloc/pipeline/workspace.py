@@ -1,11 +1,13 @@
 """What the stages of a run share: recipe, folder, data, float model. Loaded when first needed."""
 
-from dataclasses import dataclass, replace
+import random
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from bitalloc.layers import Description
 from bitalloc.models import load_weights
 from bitalloc.pipeline.entry_points import call_entry_point
 from bitalloc.pipeline.recipe import Recipe
-from bitalloc.pipeline.run_folder import RunFolder
+from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.policy import Bits
 from bitalloc.space import Candidates, SearchSpace, first_last_pins, search_space
 from bitalloc.training import Progress, device, to_device
@@ -38,17 +40,45 @@ class Workspace:
     folder: RunFolder
     data_root: Path | None
     progress: Progress
+    _beginning: list[tuple[torch.Generator, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
     def splits(self) -> Any:
-        """The parts of the data. Raises ConfigError if the data function returns something else."""
+        """The parts of the data.
+
+        The random generators are seeded before, so that a data function that draws from them gives the same data again.
+
+        Raises:
+            ConfigError: the data function fails or returns something else.
+        """
         recipe = self.recipe
         arguments = {"batch_size": recipe.batch_size, "seed": recipe.seed, "root": self.data_root, **recipe.data_options}
+        seed_everything(recipe.seed)
         splits = call_entry_point(recipe.data, "data", arguments)
         missing = [part for part in (*_PARTS, "example") if not hasattr(splits, part)]
         if missing:
-            raise ConfigError(f"data = {recipe.data!r} returned a {type(splits).__name__} without {', '.join(missing)}: see bitalloc.data.Splits.")
+            kind = type(splits).__name__
+            raise ConfigError(f"data = {recipe.data!r} returned a {kind} without {', '.join(missing)}: see bitalloc.data.Splits.")
+        for part in _PARTS:
+            loader = getattr(splits, part)
+            if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__"):
+                kind = type(loader).__name__
+                raise ConfigError(f"data = {recipe.data!r}: {part} is a {kind}, expected batches that have a length, like a DataLoader.")
+        self._beginning = [(generator, generator.get_state()) for generator in _generators(splits)]
         return splits
+
+    def rewind(self) -> None:
+        """Puts loaders and random generators to their beginning, as at the start of the process.
+
+        So a stage gives the same whether the ones before it ran in this process or in one that was killed.
+        """
+        seed_everything(self.recipe.seed)
+        for generator, state in self._beginning:
+            generator.set_state(state)
+        for part in _PARTS if "splits" in vars(self) else ():
+            loader = getattr(self.splits, part)
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(0)
 
     @cached_property
     def data_fingerprint(self) -> str:
@@ -70,7 +100,7 @@ class Workspace:
 
     def new_model(self) -> nn.Module:
         """The network with its own initial weights, which depend on the seed."""
-        torch.manual_seed(self.recipe.seed)
+        seed_everything(self.recipe.seed)
         model = call_entry_point(self.recipe.model, "model", self.recipe.model_options)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model = {self.recipe.model!r} returned a {type(model).__name__}, expected a torch.nn.Module.")
@@ -87,12 +117,14 @@ class Workspace:
     def float_model(self) -> nn.Module:
         """The float model of this run, on the training device."""
         model = self.new_model()
-        load_weights(model, self.folder.path("float.safetensors"))
+        with damage(self.folder.path("float.safetensors")):
+            load_weights(model, self.folder.path("float.safetensors"))
         return model.to(device())
 
     def description(self) -> Description:
         """The model's layers, from ``layers.json``."""
-        return Description.load(self.folder.path("layers.json"))
+        with damage(self.folder.path("layers.json")):
+            return Description.load(self.folder.path("layers.json"))
 
     def space(self, description: Description) -> SearchSpace:
         """The search space that the recipe and the layers give."""
@@ -121,3 +153,18 @@ class Workspace:
     def steps(self, epochs: float, fraction: float = 1.0) -> int:
         """Optimiser steps in so many epochs of a part of the training data; at least 1 if there is any epoch."""
         return max(1, round(epochs * fraction * len(self.splits.train))) if epochs > 0 else 0
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _generators(splits: Any) -> list[torch.Generator]:
+    """The generators that the loaders own (a DataLoader's, its sampler's), each once."""
+    loaders = [getattr(splits, part) for part in _PARTS]
+    owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
+    found = {id(generator): generator for owner in owners if isinstance(generator := getattr(owner, "generator", None), torch.Generator)}
+    return list(found.values())

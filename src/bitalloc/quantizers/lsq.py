@@ -5,6 +5,7 @@ steps as in Tang et al., "Mixed-Precision Neural Network Quantization via Learne
 """
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, final
@@ -17,11 +18,12 @@ from bitalloc.quantizers.base import Quantizer
 from bitalloc.quantizers.rounding import MIN_STEP, bounds, fake_quantize, positive
 
 ActGradient = Literal["features", "batch"]
+_STEP = re.compile(r"step_\d+")
 
 
 def is_step_size(name: str, parameter: nn.Parameter) -> bool:
     """Whether a named parameter is a step size; for optimisers that treat step sizes apart."""
-    return name.rpartition(".")[2].startswith("step_") and parameter.dim() == 1
+    return _STEP.fullmatch(name.rpartition(".")[2]) is not None and parameter.dim() == 1
 
 
 class LSQ(Quantizer):
@@ -169,7 +171,7 @@ class InputLSQ(LSQ):
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         low, high = bounds(self.bits, self.signed)
-        counted = x.numel() // x.shape[0] if self.gradient == "features" and x.dim() > 1 else x.numel()
+        counted = math.prod(x.shape[1:]) if self.gradient == "features" and x.dim() > 1 else x.numel()
         return fake_quantize(x, self.step, low, high, 1.0 / math.sqrt(high * max(counted, 1)))
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -60,7 +60,8 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, scale: float) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.low, ctx.high, ctx.scale = low, high, scale
-        return (x / step).clamp_(low, high).round_().mul_(step)
+        # In the wider of both types, then back: a half-precision model may have float32 steps.
+        return (x / step).clamp_(low, high).round_().mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:

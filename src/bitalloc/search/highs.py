@@ -71,15 +71,22 @@ def _minimise(
             best, ceiling = bits, objective.total(bits)
         if best is None:
             raise BitallocError("the time limit passed before any policy inside the budgets was found: give the search more time.")
-        if not loose or not answer.complete:
+        if not answer.complete or not (loose or _blurred(programme, ceiling)):
             return best, min(answer.bound, ceiling)
-        # The first look gave a ceiling. It closes the scores that no better solution can hold; solve again at the scale of the rest.
+        # The ceiling closes the scores that no better solution can hold: solve again at the scale of the rest. It ends, because a
+        # programme is blurred only if its widest score is far above the ceiling, which the next one has nothing above.
     return None if best is None else (best, ceiling)
 
 
 def _wide(programme: Programme) -> bool:
     spans = [span for span in programme.objective if span > 0]
     return bool(spans) and max(spans) > _WIDE * statistics.median(spans)
+
+
+def _blurred(programme: Programme, ceiling: float) -> bool:
+    """Whether the widest score is so far above all that a better solution can hold that the tolerance hides what is left."""
+    room = ceiling / programme.scale - programme.offset
+    return room > 0 and max(programme.objective) > _WIDE * room
 
 
 def _explained(problem: Problem) -> str:

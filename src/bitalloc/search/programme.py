@@ -84,7 +84,9 @@ def build(
         spent = {i: span / slack for i, span in enumerate(extra) if usable[i] and span > 0}
         if spent:
             rows.append(Row(spent, -math.inf, 1.0 + ROUNDING))
-    scale = max((span for span, use in zip(spans, usable, strict=True) if use), default=0.0) / _RANGE or 1.0
+    widest = max((span for span, use in zip(spans, usable, strict=True) if use), default=0.0)
+    # Differences far below the last digit of the sum cannot be told apart, and would scale the offset to infinity.
+    scale = max(widest / _RANGE, abs(offset) * ROUNDING) or 1.0
     coefficients = tuple(span / scale if use else 0.0 for span, use in zip(spans, usable, strict=True))
     return Programme(columns, coefficients, tuple(usable), offset / scale, scale, tuple(rows))
 

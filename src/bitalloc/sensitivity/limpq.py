@@ -14,11 +14,23 @@ from torch.nn import functional as F
 from bitalloc.errors import SpaceError
 from bitalloc.layers import Description
 from bitalloc.policy import FLOAT, Bits
-from bitalloc.quantizers import LSQ, is_step_size
+from bitalloc.quantizers import LSQ, is_step_size, positive
 from bitalloc.sensitivity.indicators import Indicators
 from bitalloc.space import Candidates, SearchSpace
-from bitalloc.training import CheckpointConfig, FitResult, Progress, Silent, WarmupCosine, backward, drop_unused_gradients, fit, sgd_with_scales
+from bitalloc.training import (
+    CheckpointConfig,
+    FitResult,
+    Progress,
+    Silent,
+    TrainStep,
+    WarmupCosine,
+    drop_unused_gradients,
+    fit,
+    loss_step,
+    sgd_with_scales,
+)
 from bitalloc.wrap import QuantizerSettings, calibrate, prepare_joint, quantized_layers, run_on_inputs, switch, uniform_passes
+from bitalloc.wrap.trace import BATCH_NORMS
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 Forward = Callable[[nn.Module, Any], Any]
@@ -86,27 +98,25 @@ class JointStep:
         self._pinned = pinned
         self._free: Mapping[str, Candidates] = {name: space.candidates[name] for name in space.free}
         self._passes = joint_passes(self._free)
-        self._loss_fn, self._forward = loss_fn, forward
+        self._learn, self._forward = loss_step(loss_fn), forward
         self._self_distillation = settings.self_distillation
 
     def __call__(self, model: nn.Module, batch: Any) -> float:
         """Leaves the summed gradients in ``.grad``; returns the mean loss over the passes."""
-        teacher: Tensor | None = None
-        losses = []
+        step, losses = self._learn, []
         for bits in (*self._passes, draw(self._free)):
             switch(model, {**self._pinned, **bits})
-            if not self._self_distillation:
-                loss = self._loss_fn(model, batch)
-            elif teacher is None:
-                loss = self._loss_fn(model, batch)
-                with torch.no_grad():
-                    teacher = F.softmax(self._forward(model, batch), dim=-1)
-            else:
-                loss = F.cross_entropy(self._forward(model, batch), teacher)
-            backward(loss)
-            losses.append(float(loss.detach()))
+            losses.append(step(model, batch))
+            if self._self_distillation and step is self._learn:
+                step = self._imitate(model, batch)
         drop_unused_gradients(model)
         return sum(losses) / len(losses)
+
+    def _imitate(self, model: nn.Module, batch: Any) -> TrainStep:
+        """The training step that learns from the soft output of ``model`` at its present widths."""
+        with torch.no_grad():
+            teacher = F.softmax(self._forward(model, batch), dim=1)
+        return loss_step(lambda student, images: F.cross_entropy(self._forward(student, images), teacher))
 
 
 def joint_passes(free: Mapping[str, Candidates]) -> tuple[dict[str, Bits], ...]:
@@ -169,8 +179,7 @@ def learned_scale_importance(
     joint = prepare_joint(model, space, description, settings.quantizers)
     calibrate(joint, calibration, forward)
     if settings.freeze_weights:
-        for layer in quantized_layers(joint).values():
-            layer.weight.requires_grad_(False)
+        _freeze_weights(joint)
     result = _train(joint, space, loader, loss_fn, steps, forward, settings, checkpoint, progress or Silent())
     provenance = {"method": "limpq", "steps": steps, **asdict(settings)}
     return Measurement(read_indicators(joint, space, provenance), joint, tuple(result.losses), result.seconds)
@@ -182,6 +191,13 @@ def read_indicators(joint: nn.Module, space: SearchSpace, provenance: Mapping[st
     weight = {name: _row(layers[name].weight_quantizer, space.candidates[name].weight) for name in space.free}
     act = {name: _row(layers[name].input_quantizer, space.candidates[name].act) for name in space.free}
     return Indicators(weight, act, provenance)
+
+
+def _freeze_weights(joint: nn.Module) -> None:
+    for module in joint.modules():
+        if not isinstance(module, (LSQ, *BATCH_NORMS)):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
 
 
 def _train(
@@ -216,4 +232,4 @@ def _train(
 
 def _row(quantizer: LSQ, widths: tuple[int, ...]) -> dict[int, float]:
     # A tensor that is not quantized suffers nothing.
-    return {bits: 0.0 if bits == FLOAT else float(quantizer.raw_step(bits).detach().mean()) for bits in widths}
+    return {bits: 0.0 if bits == FLOAT else float(positive(quantizer.raw_step(bits)).detach().mean()) for bits in widths}

@@ -36,7 +36,10 @@ class SGDWithScales(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; parameters whose gradient is None are left alone."""
-        loss = None if closure is None else closure()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             update = self._scale if group["multiplicative"] else self._weight
             for parameter in group["params"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from bitalloc.errors import PolicyError
-from bitalloc.policy import Bits
+from bitalloc.policy import FLOAT, Bits
 from bitalloc.wrap.batchnorm import SwitchableBatchNorm
 from bitalloc.wrap.switch import active_bits
 
@@ -20,13 +20,17 @@ def inherit(quantized: nn.Module, joint: nn.Module) -> None:
         joint: from :func:`~bitalloc.wrap.prepare_joint`.
 
     Raises:
-        PolicyError: the joint model lacks a tensor, because it is another network or was not trained at these widths.
+        PolicyError: the joint model lacks a tensor or has one of another shape, because it is another network, was not trained
+            at these widths, or has one step a tensor where the other has one a channel.
     """
     source = _at_widths(joint, active_bits(quantized))
     target = quantized.state_dict()
     missing = sorted(set(target) - set(source))
     if missing:
         raise PolicyError(f"the joint training has no {', '.join(missing[:4])}: it is of another model or lacks these widths.")
+    reshaped = sorted(name for name in target if source[name].shape != target[name].shape)
+    if reshaped:
+        raise PolicyError(f"the joint training has other shapes of {', '.join(reshaped[:4])}: it is of another model or other settings.")
     quantized.load_state_dict({name: source[name] for name in target})
 
 
@@ -34,7 +38,8 @@ def _at_widths(joint: nn.Module, bits: Mapping[str, Bits]) -> dict[str, Tensor]:
     state = dict(joint.state_dict())
     for name, module in joint.named_modules():
         if isinstance(module, SwitchableBatchNorm):
-            module.switch(bits[module.follows])
+            # A layer without quantizers is one that the policy leaves in floating point.
+            module.switch(bits.get(module.follows, Bits(FLOAT, FLOAT)))
             for key, value in module.branches[module.active].state_dict().items():
                 state[f"{name}.{key}"] = value
     return state

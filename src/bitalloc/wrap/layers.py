@@ -16,7 +16,7 @@ class QuantizedLayer(nn.Module, ABC):
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any
     weight_quantizer: WeightLSQ
     input_quantizer: InputLSQ
 

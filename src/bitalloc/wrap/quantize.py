@@ -14,6 +14,7 @@ from bitalloc.quantizers import ActGradient, InputLSQ, WeightLSQ
 from bitalloc.space import Candidates, SearchSpace
 from bitalloc.wrap.batchnorm import SwitchableBatchNorm, uniform_passes
 from bitalloc.wrap.calibrate import calibrate
+from bitalloc.wrap.kinds import kind_of
 from bitalloc.wrap.layers import QUANTIZED, QuantizedLayer, channel_axis
 from bitalloc.wrap.switch import switch
 
@@ -67,9 +68,7 @@ def quantize(
     return quantized
 
 
-def prepare_joint(
-    model: nn.Module, space: SearchSpace, description: Description, settings: QuantizerSettings | None = None
-) -> nn.Module:
+def prepare_joint(model: nn.Module, space: SearchSpace, description: Description, settings: QuantizerSettings | None = None) -> nn.Module:
     """A copy of ``model`` that can be switched to every choice of ``space``, with switchable batch norms.
 
     A batch norm follows the last layer with a choice at or before the layer in front of it, and gets one branch for each
@@ -123,7 +122,7 @@ def check_policy(model: nn.Module, policy: Policy) -> None:
 
 def _check_names(model: nn.Module, names: Iterable[str], left_out: Iterable[str]) -> None:
     wanted = set(names)
-    supported = {name: module for name, module in model.named_modules() if type(module) in QUANTIZED}
+    supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
     unknown = sorted(wanted - set(supported))
     missing = sorted(set(supported) - wanted - set(left_out))
     if unknown:
@@ -164,6 +163,6 @@ def _last_choice(producer: str, space: SearchSpace, description: Description) ->
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves out a second name for the same module
             if child is old:
                 setattr(parent, name, new)

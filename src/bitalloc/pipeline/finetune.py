@@ -1,0 +1,147 @@
+"""Fine-tuning at the widths of a policy, as the main job does it; usable on its own with callbacks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitalloc.policy import Policy
+from bitalloc.quantizers import is_step_size
+from bitalloc.training import (
+    CheckpointConfig,
+    FitResult,
+    LossFunction,
+    Progress,
+    Silent,
+    WarmupCosine,
+    device,
+    fit,
+    loss_step,
+    reestimate_batchnorm,
+    sgd_with_scales,
+    to_device,
+)
+from bitalloc.wrap import QuantizerSettings, inherit, quantize
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """How the fine-tuning runs.
+
+    Attributes:
+        learning_rate: of SGD after warm-up, annealed to 0 by a cosine; 0.04 as LIMPQ publishes it for ImageNet.
+        warmup_steps: steps of linear warm-up.
+        momentum: of SGD.
+        weight_decay: of weights, as published; step sizes, biases and normalisations have none.
+        step_size_rate: largest share by which a step size changes in one step, see :class:`~bitalloc.training.SGDWithScales`;
+            0 trains the step sizes by SGD like the weights, as published.
+        calibration_batches: batches that initialise the activation quantizers.
+        batchnorm_images: training images that batch-norm statistics are estimated on anew at the end; 0 keeps the running ones.
+        quantizers: see :class:`~bitalloc.wrap.QuantizerSettings`.
+        seed: of PyTorch's generator, set before training.
+    """
+
+    learning_rate: float = 0.04
+    warmup_steps: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 2.5e-5
+    step_size_rate: float = 0.01
+    calibration_batches: int = 8
+    batchnorm_images: int = 4096
+    quantizers: QuantizerSettings = field(default_factory=QuantizerSettings)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """A fine-tuned quantized model, and how it got there.
+
+    Attributes:
+        model: the quantized model, on the training device.
+        losses: one a step.
+        seconds: wall-clock time of the training.
+        score: what ``eval_fn`` gave, or None without one.
+    """
+
+    model: nn.Module
+    losses: tuple[float, ...]
+    seconds: float
+    score: float | None
+
+
+def finetune(
+    model: nn.Module,
+    policy: Policy,
+    loader: Iterable[Any],
+    loss_fn: LossFunction,
+    *,
+    steps: int,
+    calibration: Iterable[Any],
+    eval_fn: Callable[[nn.Module], float] | None = None,
+    start_from: nn.Module | None = None,
+    settings: FinetuneSettings | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    progress: Progress | None = None,
+    name: str = "fine-tuning",
+) -> Finetuned:
+    """Quantizes ``model`` as ``policy`` says and trains the copy: LSQ with warm-up, cosine and batch-norm re-estimation.
+
+    Args:
+        model: the float model; it is moved to the training device and otherwise stays as it is.
+        policy: widths by layer name.
+        loader: training batches; it is iterated again until ``steps`` are done.
+        loss_fn: ``loss_fn(model, batch)`` gives a scalar tensor.
+        steps: optimiser steps; 0 calibrates and re-estimates batch norms only.
+        calibration: training batches without augmentation; the first of them initialise the activation quantizers, as many as are
+            needed re-estimate the batch norms. Iterated twice, so no generator.
+        eval_fn: ``eval_fn(model) -> float`` rates the result. Give it held-out training data, not the test data.
+        start_from: the jointly trained model of a measurement; its weights and step sizes are taken instead of ``model``'s.
+        settings: see :class:`FinetuneSettings`.
+        checkpoint: where and how often to save, for a resumable run.
+        progress: where to show progress; nowhere by default.
+        name: of the work in the progress.
+
+    Raises:
+        PolicyError: the policy belongs to another model.
+        TrainingError: a loader is empty, or a loss is not finite.
+    """
+    settings, progress = settings or FinetuneSettings(), progress or Silent()
+    model.to(device())
+    first = [to_device(batch, device()) for batch in islice(calibration, settings.calibration_batches)]
+    quantized = quantize(model, policy, calibration=first, settings=settings.quantizers)
+    if start_from is not None:
+        inherit(quantized, start_from)
+    result = _train(quantized, loader, loss_fn, steps, settings, checkpoint, progress, name)
+    if settings.batchnorm_images:
+        reestimate_batchnorm(quantized, calibration, settings.batchnorm_images, progress)
+    return Finetuned(quantized, result.losses, result.seconds, None if eval_fn is None else float(eval_fn(quantized)))
+
+
+def _train(
+    quantized: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFunction,
+    steps: int,
+    settings: FinetuneSettings,
+    checkpoint: CheckpointConfig | None,
+    progress: Progress,
+    name: str,
+) -> FitResult:
+    if steps == 0:
+        return FitResult((), 0, 0, 0.0)
+    torch.manual_seed(settings.seed)
+    rate = settings.learning_rate
+    return fit(
+        quantized,
+        loader,
+        step=loss_step(loss_fn),
+        optimizer=sgd_with_scales(quantized, rate, settings.step_size_rate, is_step_size, settings.momentum, settings.weight_decay),
+        schedule=WarmupCosine(rate, steps, min(settings.warmup_steps, steps)),
+        total_steps=steps,
+        checkpoint=checkpoint,
+        progress=progress,
+        name=name,
+    )
