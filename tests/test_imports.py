@@ -12,6 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 ROOT = "__init__"
 
 CORE = {"errors", "files", "layers", "policy", "space", "budget"}
+# Knows tensors, so it is for the parts that do.
+PLACEMENT = {"placement"}
 EVERYBODY = {"errors", "files"}
 ANY = {"*"}
 
@@ -19,6 +21,7 @@ ANY = {"*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "placement": set(),
     "layers": EVERYBODY,
     "policy": EVERYBODY | {"layers"},
     "space": EVERYBODY | {"layers", "policy"},
@@ -27,14 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": CORE,
     "report": CORE | {"search"},
     "quantizers": CORE,
-    "training": EVERYBODY,
+    "training": EVERYBODY | PLACEMENT,
     "data": EVERYBODY,
     "models": EVERYBODY,
-    "wrap": CORE | {"quantizers"},
-    "export": CORE | {"quantizers", "wrap"},
+    "wrap": CORE | {"quantizers"} | PLACEMENT,
+    "export": CORE | {"quantizers", "wrap"} | PLACEMENT,
     "sensitivity": CORE | {"quantizers", "wrap", "training"},
     "supernet": CORE | {"quantizers", "wrap", "training"},
-    "pipeline": {ROOT, *CORE, "costs", "search", "report", "quantizers", "training", "data", "models", "wrap", "export"}
+    "pipeline": {ROOT, *CORE, *PLACEMENT, "costs", "search", "report", "quantizers", "training", "data", "models", "wrap", "export"}
     | {"sensitivity", "supernet"},
     "cli": ANY,
     "__main__": ANY,

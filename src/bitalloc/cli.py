@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from bitalloc import __version__
 from bitalloc.errors import BitallocError
@@ -97,6 +96,7 @@ def _run(
         # Imported here, because PyTorch takes seconds and --help should not.
         from bitalloc.pipeline.recipe import load_recipe
         from bitalloc.pipeline.run import run_recipe
+        from bitalloc.pipeline.tables import summary_table
         from bitalloc.training import make_progress
 
         loaded = load_recipe(recipe, _overrides(seed))
@@ -110,89 +110,37 @@ def _run(
             command=["bitalloc", *sys.argv[1:]],
         )
         if summary is not None:
-            _show(summary, as_json, lambda: _print_summary(summary))
+            _show(summary, as_json, summary_table)
         elif until is not None:
             _print_stage(loaded, out, until, as_json)
 
 
 def _print_stage(recipe: Any, out: Path, stage: str, as_json: bool) -> None:
-    from bitalloc.pipeline.run_folder import RunFolder
-    from bitalloc.pipeline.training_tasks import read_report
+    from bitalloc.pipeline import tables
+    from bitalloc.pipeline.run_folder import RunFolder, read_report
 
     folder, name = RunFolder(out, recipe), _STAGES[stage][1]
     if stage in ("describe", "measure", "evaluate"):
         report = read_report(folder.path(name))
     else:
         report = {level.name: read_report(folder.level_path(level, name)) for level in recipe.levels}
-    if stage == "describe" and not as_json:
-        _print_layers(report)
-    else:
-        _show(report, as_json, lambda: typer.echo(f"{stage}: done, see {folder.path(name)}"))
+    views = {"describe": tables.layers_table, "search": tables.policy_table, "evaluate": tables.accuracy_table}
+    _show(report, as_json, views.get(stage, lambda _: f"{stage}: done, see {folder.path(name)}"))
 
 
 def _print_plan(recipe: Path, out: Path, data_root: Path | None, seed: int | None, as_json: bool) -> None:
     from bitalloc.pipeline.dry_run import dry_run
     from bitalloc.pipeline.recipe import load_recipe
+    from bitalloc.pipeline.tables import plan_text
 
-    plan = dry_run(load_recipe(recipe, _overrides(seed)), out, data_root)
-    _show(plan, as_json, lambda: _print_dry_run(plan))
+    _show(dry_run(load_recipe(recipe, _overrides(seed)), out, data_root), as_json, plan_text)
 
 
-def _show(value: dict[str, Any], as_json: bool, otherwise: Callable[[], None]) -> None:
+def _show(value: dict[str, Any], as_json: bool, view: Callable[[dict[str, Any]], RenderableType]) -> None:
     if as_json:
         typer.echo(json.dumps(value, indent=2))
     else:
-        otherwise()
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    table = Table(title=f"{summary['name']}: float {_percent(summary['float_top1'])} top-1, test images")
-    for column in ("level", "mixed", "uniform", "reversed", "mean bits w / a", "weight bytes", "BitOps", "search", "ONNX agrees"):
-        table.add_column(column, justify="left" if column == "level" else "right")
-    for level in summary["levels"]:
-        table.add_row(
-            level["name"],
-            _percent(level["mixed_top1"]),
-            _percent(level["uniform_top1"]),
-            _percent(level["reversed_top1"]),
-            f"{level['mean_weight_bits']:.2f} / {level['mean_act_bits']:.2f}",
-            f"{level['weight_bytes']:,.0f}",
-            f"{level['bitops']:.4g}",
-            f"{level['search_status']}, {1000 * level['search_seconds']:.0f} ms",
-            _percent(level["onnx_agreement"]),
-        )
-    console = Console()
-    console.print(table)
-    console.print(summary["bitops_convention"])
-
-
-def _print_layers(report: dict[str, Any]) -> None:
-    table = Table(title=f"{len(report['layers'])} quantizable layers; MACs and sizes for one sample")
-    for column in ("layer", "kind", "weight shape", "MACs", "weights", "groups", "calls"):
-        table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
-    for layer in report["layers"]:
-        shape = " x ".join(map(str, layer["weight_shape"]))
-        counts = (f"{layer['macs']:,}", f"{layer['weight_numel']:,}", str(layer["groups"]), str(layer["calls"]))
-        table.add_row(layer["name"], layer["kind"], shape, *counts)
-    console = Console()
-    console.print(table)
-    for entry in report["not_counted"]:
-        console.print(f"not counted: {entry['name'] or '(the model itself)'} ({entry['type']}): {entry['reason']}")
-
-
-def _print_dry_run(plan: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"{plan['name']}: {plan['layers']} layers, {plan['weights']:,} weights, {plan['macs']:,} MACs")
-    console.print(plan["bitops_convention"])
-    for level in plan["levels"]:
-        for budget in level["budgets"]:
-            console.print(
-                f"{level['name']}: {budget['name']} at most {budget['limit']:,.0f} {budget['unit']}, smallest {budget['smallest']:,.0f}"
-            )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
+        Console(highlight=False, markup=False).print(view(value))
 
 
 def _overrides(seed: int | None) -> dict[str, Any]:
@@ -211,13 +159,13 @@ def _errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
-    except BitallocError as error:
+    except Exception as error:  # a user's model, data or loss may raise anything
         if debug:
             traceback.print_exc()
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {_sentence(error)}", err=True)
         raise typer.Exit(1) from None
-    except (OSError, MemoryError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"Error: {type(error).__name__}: {error}. Run again with --debug for the traceback.", err=True)
-        raise typer.Exit(1) from None
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, BitallocError) else f"{type(error).__name__}: {text}. Run again with --debug for the traceback."

@@ -1,7 +1,7 @@
 """A decision as data: the bit-widths of every layer, where they come from, and which model they belong to."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,22 @@ class Policy:
             raise PolicyError(f"the policy has widths and weight shapes of different layers: {', '.join(odd)}.")
 
     @staticmethod
-    def uniform(layers: Sequence[LayerInfo], bits: Bits, pins: Mapping[str, Bits] | None = None) -> "Policy":
-        """The same widths for every layer, but for the pinned ones."""
+    def uniform(
+        layers: Sequence[LayerInfo], bits: Bits, pins: Mapping[str, Bits] | None = None, not_counted: Iterable[str] = ()
+    ) -> "Policy":
+        """The same widths for every layer, but for the pinned ones.
+
+        Args:
+            layers: the model's layers.
+            bits: widths of all layers that are not pinned.
+            pins: layer name to other widths.
+            not_counted: names of what a description left out; a quantizable layer that is never called must be among them.
+        """
         pins = pins or {}
         return Policy(
             bits={layer.name: pins.get(layer.name, bits) for layer in layers},
             weight_shapes={layer.name: layer.weight_shape for layer in layers},
-            provenance={"method": "uniform", "bits": str(bits)},
+            provenance={"method": "uniform", "bits": str(bits), "not_counted": list(not_counted)},
         )
 
     def check(self, layers: Sequence[LayerInfo]) -> None:

@@ -184,7 +184,7 @@ def search_space(
         act: candidate activation widths; the weight candidates when left out.
         pins: layer name or pattern (``fnmatch``: ``layer1.*``) to the widths that these layers keep. Later patterns win.
         include: patterns of the layers to quantize; the others stay in floating point, pinned at ``Bits(32, 32)``.
-        exclude: patterns of layers that stay in floating point although included.
+        exclude: patterns of layers that stay in floating point although included or pinned.
         overrides: pattern to other candidates for these layers.
 
     Raises:
@@ -203,6 +203,7 @@ def search_space(
         chosen.update(dict.fromkeys(matching(pattern, names), candidates))
     for pattern, bits in (pins or {}).items():
         chosen.update(dict.fromkeys(matching(pattern, names), Candidates.pinned(bits)))
+    chosen.update(dict.fromkeys(excluded, Candidates.pinned(Bits(FLOAT, FLOAT))))
     return SearchSpace(chosen)
 
 

@@ -47,10 +47,9 @@ class ByEpoch:
 
 
 class ByNumber(ByEpoch):
-    """Random access; reading from the start is not allowed."""
+    """Random access only."""
 
-    def __iter__(self):
-        raise AssertionError("a loader with batch(index) was read from the start")
+    __iter__ = None
 
     def batch(self, index):
         return self.data[self.order()[index]]

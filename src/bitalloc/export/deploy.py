@@ -12,6 +12,7 @@ from bitalloc.export.fold import affine, foldable
 from bitalloc.export.layers import IntegerInputLayer, IntegerLayer, IntegerWeightLayer
 from bitalloc.export.modules import replace_modules, without_switches
 from bitalloc.export.parts import grid_of, scaled, weights_of
+from bitalloc.placement import module_device, to_device
 from bitalloc.wrap import QuantizedLayer, quantized_layers
 
 
@@ -40,7 +41,7 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
 
     Args:
         model: from :func:`~bitalloc.wrap.quantize`, or :func:`~bitalloc.wrap.prepare_joint` and ``switch``; calibrated.
-        example: inputs to try the folds on, on the model's device: a tensor, or the tuple of arguments. One or two samples do.
+        example: inputs to try the folds on: a tensor, or the tuple of arguments. One or two samples do.
         producers: batch norm name to the layer in front of it, ``Description.producers``; without it nothing is folded.
 
     Returns:
@@ -52,7 +53,7 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
     """
     if not quantized_layers(model):
         raise ExportError(f"{type(model).__name__} has no quantized layer: pass the model that quantize(model, policy) returned.")
-    arguments = example if isinstance(example, tuple) else (example,)
+    arguments = to_device(example if isinstance(example, tuple) else (example,), module_device(model))
     copy = without_switches(deepcopy(model).eval())
     folded, kept = foldable(copy, arguments, producers or {})
     norm_of = {layer: norm for norm, layer in folded.items()}

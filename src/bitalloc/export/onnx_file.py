@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bitalloc import files
 from bitalloc.errors import ExportError, MissingDependencyError
 from bitalloc.export.ops import OPSET, translations
+from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.wrap import quantized_layers
 
@@ -33,7 +34,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
 
     Args:
         model: ``deploy(...).model``.
-        example: inputs on the model's device, the batch in the first dimension; a tensor, or the tuple of arguments.
+        example: inputs, the batch in the first dimension; a tensor, or the tuple of arguments.
         path: the file; it is replaced in one step, and left as it was if anything fails.
         metadata: texts to keep in the file, for example the policy as JSON.
 
@@ -54,7 +55,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"writing ONNX needs {error.name}, which is not installed: {INSTALL}") from error
-    arguments = example if isinstance(example, tuple) else (example,)
+    arguments = to_device(example if isinstance(example, tuple) else (example,), module_device(model))
     with files.replacing(path) as temporary:  # opened first, so that a folder that cannot be written costs no waiting
         content = _program(model.eval(), _at_least_two(arguments)).model_proto
         _strip(content, metadata or {})

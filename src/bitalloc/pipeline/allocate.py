@@ -75,24 +75,21 @@ def allocate(
     even_space = uniform_space or space
     limits = resolve_budgets(budgets, description.layers, space, even_space.pinned)
     projected, changes = project(indicators, projection)
-    factor = projected.automatic_alpha() if alpha is None else Alpha(alpha, "as requested")
+    # From the isotonic indicators whatever the projection: an erased point would blow up the range.
+    factor = indicators.isotonic()[0].automatic_alpha() if alpha is None else Alpha(alpha, "as requested")
     problem = Problem(space, projected.table(factor.value, space), limits)
     solution = solve(problem)
     even = uniform_policy(limits, budgets, description, even_space, uniform_bits)
-    common = {
-        "not_counted": [entry.name for entry in description.not_counted],
-        "requested": dict(budgets),
-        "alpha": factor.value,
-        "projection": projection,
-        **(provenance or {}),
-    }
+    common = {"not_counted": [entry.name for entry in description.not_counted], "requested": dict(budgets), **(provenance or {})}
+    measured = dict(indicators.provenance)
+    how = {"method": measured.get("method", "search"), "alpha": factor.value, "projection": projection, "indicators": measured}
     return Allocation(
-        policy=solution.policy(description.layers, {"method": "limpq", **common, "indicators": dict(indicators.provenance)}),
+        policy=solution.policy(description.layers, {**common, **how}),
         solution=solution,
         uniform=even.policy(description.layers, {**common, "method": "uniform"}),
         alpha=factor,
         changes=changes,
-        convention=BitOps().convention(space, description.layers),
+        convention=bitops_convention(description, space, even_space),
         problem=problem,
     )
 
@@ -121,6 +118,15 @@ def uniform_policy(
             f"the largest that is: {even.bits[space.free[0]]}."
         )
     return even
+
+
+def bitops_convention(description: Description, space: SearchSpace, uniform_space: SearchSpace) -> str:
+    """How BitOps are counted, and which layers only the mixed policy may change, in a sentence or two."""
+    sentence = BitOps().convention(uniform_space, description.layers)
+    freed = [name for name in uniform_space.pinned if name in set(space.free)]
+    if not freed:
+        return sentence
+    return f"{sentence}. So the budgets and the uniform policy; the mixed policy's widths of {', '.join(freed)} are searched"
 
 
 def flat_score(space: SearchSpace) -> Table:

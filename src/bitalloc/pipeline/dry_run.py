@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bitalloc.costs import BitOps, resolve_budgets
+from bitalloc.costs import resolve_budgets
 from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, SpaceError
 from bitalloc.layers import Description
-from bitalloc.pipeline.allocate import flat_score, uniform_policy
+from bitalloc.pipeline.allocate import bitops_convention, flat_score, uniform_policy
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.workspace import Workspace
@@ -39,7 +39,7 @@ def dry_run(recipe: Recipe, out: Path, data_root: Path | None) -> dict[str, Any]
         "layers": len(description.layers),
         "weights": sum(layer.weight_numel for layer in description.layers),
         "macs": sum(layer.macs for layer in description.layers),
-        "bitops_convention": BitOps().convention(work.uniform_space(description), description.layers),
+        "bitops_convention": bitops_convention(description, work.space(description), work.uniform_space(description)),
         "levels": levels,
     }
 
@@ -60,7 +60,21 @@ def check_plan(work: Workspace, description: Description) -> list[dict[str, Any]
     space, reference = work.space(description), work.uniform_space(description)
     if not space.free:
         raise SpaceError("every layer has one candidate only, so there is nothing to search: give at least two bit-widths.")
+    _check_joint_start(work, space, reference)
     return [{"name": level.name, "budgets": _check_level(level, description, space, reference)} for level in work.recipe.levels]
+
+
+def _check_joint_start(work: Workspace, space: SearchSpace, reference: SearchSpace) -> None:
+    """The uniform policy starts from the joint training too, which must have step sizes for its widths."""
+    if work.recipe.finetune.start != "joint":
+        return
+    for name, bits in reference.pinned.items():
+        candidates = space.candidates[name]
+        if bits.weight not in candidates.weight or bits.act not in candidates.act:
+            raise ConfigError(
+                f"finetune.start = 'joint', but the uniform policy has layer {name} at {bits}, which first_last_candidates does not "
+                "measure: add that width to first_last_candidates, or start from 'float'."
+            )
 
 
 def _check_level(level: LevelSection, description: Description, space: SearchSpace, reference: SearchSpace) -> list[dict[str, Any]]:

@@ -22,9 +22,8 @@ from bitalloc.training import (
     loss_step,
     reestimate_batchnorm,
     sgd_with_scales,
-    to_device,
 )
-from bitalloc.wrap import QuantizerSettings, inherit, quantize
+from bitalloc.wrap import QuantizerSettings, calibrate, inherit, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def finetune(
     """Quantizes ``model`` as ``policy`` says and trains the copy: LSQ with warm-up, cosine and batch-norm re-estimation.
 
     Args:
-        model: the float model; it is moved to the training device and otherwise stays as it is.
+        model: the float model; it stays as it is.
         policy: widths by layer name.
         loader: training batches; it is iterated again until ``steps`` are done.
         loss_fn: ``loss_fn(model, batch)`` gives a scalar tensor.
@@ -109,9 +108,8 @@ def finetune(
         TrainingError: a loader is empty, or a loss is not finite.
     """
     settings, progress = settings or FinetuneSettings(), progress or Silent()
-    model.to(device())
-    first = [to_device(batch, device()) for batch in islice(calibration, settings.calibration_batches)]
-    quantized = quantize(model, policy, calibration=first, settings=settings.quantizers)
+    quantized = quantize(model, policy, settings=settings.quantizers).to(device())
+    calibrate(quantized, islice(calibration, settings.calibration_batches))
     if start_from is not None:
         inherit(quantized, start_from)
     result = _train(quantized, loader, loss_fn, steps, settings, checkpoint, progress, name)

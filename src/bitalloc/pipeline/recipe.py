@@ -1,16 +1,15 @@
 """The typed recipe that ``bitalloc run`` reads, one TOML file."""
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bitalloc.errors import BitallocError, ConfigError
-from bitalloc.policy import Bits
-
-EntryPoint = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-"""``package.module:function``."""
+from bitalloc.pipeline.recipe_errors import sentence
+from bitalloc.policy import WIDTHS, Bits
 
 
 def _pair(text: str) -> str:
@@ -20,12 +19,48 @@ def _pair(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _width(width: int) -> int:
+    if width not in WIDTHS:
+        raise ValueError(f"{width} bits are not supported, expected one of {', '.join(map(str, WIDTHS))}")
+    return width
+
+
+def _distinct(widths: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(widths)) != len(widths):
+        raise ValueError("a width is there twice")
+    return widths
+
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
+EntryPoint = Annotated[str, _matching(r"[\w.]+:\w+", "package.module:function")]
+"""``package.module:function``."""
+
 BitsText = Annotated[str, AfterValidator(_pair)]
 """A pair of widths, written like ``w4a8``."""
 
+Width = Annotated[int, AfterValidator(_width)]
+Widths = Annotated[tuple[Width, ...], AfterValidator(_distinct)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=_Section)
+
+
+def _check_warmup(section: SectionT, warmup_epochs: float, epochs: float) -> SectionT:
+    if epochs and warmup_epochs > epochs:
+        raise ValueError(f"warmup_epochs {warmup_epochs} is more than epochs {epochs}: set a shorter warm-up")
+    return section
 
 
 class FloatSection(_Section):
@@ -47,6 +82,10 @@ class FloatSection(_Section):
     weight_decay: float = Field(default=1e-4, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        return _check_warmup(self, self.warmup_epochs, self.epochs)
+
 
 class SpaceSection(_Section):
     """Candidate widths and what is not searched.
@@ -63,11 +102,11 @@ class SpaceSection(_Section):
         exclude: patterns of layers left in floating point.
     """
 
-    weight: tuple[int, ...] = (6, 5, 4, 3, 2)
-    act: tuple[int, ...] | None = None
+    weight: Widths = Field(default=(6, 5, 4, 3, 2), min_length=1)
+    act: Widths | None = Field(default=None, min_length=1)
     first_last: Literal[""] | BitsText = "w8a8"
-    first_last_candidates: tuple[int, ...] = ()
-    first_act: int | None = None
+    first_last_candidates: Widths = ()
+    first_act: Width | None = None
     pins: dict[str, BitsText] = Field(default_factory=dict)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -81,15 +120,18 @@ class QuantizerSection(_Section):
 
 
 class MeasureSection(_Section):
-    """The joint training, see :class:`bitalloc.sensitivity.JointSettings`.
+    """The joint training, see :class:`bitalloc.sensitivity.JointSettings`, and what is read out of it.
 
     Attributes:
+        metric: ``limpq`` takes the learned step sizes as importance, as published; ``divergence`` narrows one layer of the jointly
+            trained network at a time and measures how far its output moves.
         epochs: epochs over the chosen part of the data; fractions are allowed; 0 reads the initial step sizes.
-        fraction: part of the batches of each epoch that is used.
+        fraction: share of the batches of each epoch that is used; ``epochs`` counts epochs of this share.
         alpha: weight of the weights' half in the score; ``auto`` balances the halves.
         projection: how a non-monotone indicator is treated: ``isotonic`` (default), ``erase`` as published, or ``none``.
     """
 
+    metric: Literal["limpq", "divergence"] = "limpq"
     epochs: float = Field(default=3, ge=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     learning_rate: float = Field(default=0.01, gt=0)
@@ -101,8 +143,14 @@ class MeasureSection(_Section):
     self_distillation: bool = False
     freeze_weights: bool = False
     pinned_in_float: bool = True
-    alpha: Literal["auto"] | float = "auto"
+    alpha: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     projection: Literal["isotonic", "erase", "none"] = "isotonic"
+
+    @model_validator(mode="after")
+    def _anneals(self) -> Self:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(f"final_learning_rate {self.final_learning_rate} is above learning_rate {self.learning_rate}")
+        return self
 
 
 class LevelSection(_Section):
@@ -115,7 +163,7 @@ class LevelSection(_Section):
         reversed: also fine-tune the reversed assignment, as a sanity check of the metric.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "letters, digits, '_', '.' and '-', as it names a folder")]
     budgets: dict[str, float | str] = Field(min_length=1)
     uniform: BitsText | None = None
     reversed: bool = False
@@ -147,6 +195,10 @@ class FinetuneSection(_Section):
     temperature: float = Field(default=1.0, gt=0)
     start: Literal["float", "joint"] = "float"
     batchnorm_images: int = Field(default=4096, ge=0)
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        return _check_warmup(self, self.warmup_epochs, self.epochs)
 
 
 class Recipe(_Section):
@@ -203,7 +255,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(values | (overrides or {}))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from error
+        raise ConfigError(f"{path}: {sentence(error, _keys())}") from error
     names = [level.name for level in recipe.levels]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -211,10 +263,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     return recipe
 
 
-def _sentence(error: ValidationError) -> str:
-    parts = []
-    for entry in error.errors():
-        key = ".".join(str(part) for part in entry["loc"])
-        what = "is not a known key; check its spelling" if entry["type"] == "extra_forbidden" else entry["msg"]
-        parts.append(f"key '{key}': {what}")
-    return "; ".join(parts) + "."
+def _keys() -> list[str]:
+    """Every key of a recipe, of whatever section."""
+    sections = (Recipe, FloatSection, SpaceSection, QuantizerSection, MeasureSection, LevelSection, FinetuneSection)
+    return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})

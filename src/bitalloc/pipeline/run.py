@@ -7,13 +7,14 @@ from typing import Any
 
 from bitalloc.pipeline import result_tasks, training_tasks
 from bitalloc.pipeline.dry_run import check_plan
+from bitalloc.pipeline.entry_points import source_digest
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.summary import write_summary
 from bitalloc.pipeline.tasks import Task, run_tasks
 from bitalloc.pipeline.training_tasks import policy_file
 from bitalloc.pipeline.workspace import Workspace
-from bitalloc.training import Progress
+from bitalloc.training import Progress, Silent
 
 STAGES = ("describe", "measure", "search", "finetune", "evaluate", "export")
 
@@ -24,8 +25,8 @@ def run_recipe(
     *,
     data_root: Path | None = None,
     until: str | None = None,
-    progress: Progress,
-    say: Callable[[str], None],
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Runs a recipe in the folder ``out``; what is done there already with the same inputs is not done again.
@@ -35,8 +36,8 @@ def run_recipe(
         out: the run folder.
         data_root: folder that the recipe's data and weights lie in.
         until: the last stage to run, one of :data:`STAGES`; all by default.
-        progress: where progress is shown.
-        say: gets one line for every task.
+        progress: where progress is shown; nowhere by default.
+        say: gets one line for every task; ignored by default.
         command: what the user typed, for the summary.
 
     Returns:
@@ -46,7 +47,7 @@ def run_recipe(
         BitallocError: anything that the user can mend; nothing finished is lost.
     """
     folder = RunFolder(out, recipe)
-    work = Workspace(recipe, folder, data_root, progress)
+    work = Workspace(recipe, folder, data_root, progress or Silent())
     with folder.lock():
         folder.claim()
         describing, *others = plan(work)
@@ -68,6 +69,7 @@ def plan(work: Workspace) -> list[Task]:
         _describe(work),
         _float(work),
         _measure(work),
+        _importance(work),
         *(_search(work, level) for level in levels),
         *(_finetune(work, level, kind) for level, kind in trained),
         _evaluate(work, trained),
@@ -76,19 +78,29 @@ def plan(work: Workspace) -> list[Task]:
 
 
 def _model(work: Workspace) -> dict[str, Any]:
-    return {"model": work.recipe.model, "model_options": work.recipe.model_options, "seed": work.recipe.seed}
+    recipe = work.recipe
+    source = source_digest(recipe.model, "model")
+    return {"model": recipe.model, "model_options": recipe.model_options, "model_source": source, "seed": recipe.seed}
 
 
 def _data(work: Workspace) -> dict[str, Any]:
     recipe = work.recipe
-    named = {"data": recipe.data, "data_options": recipe.data_options, "batch_size": recipe.batch_size}
+    named = {
+        "data": recipe.data,
+        "data_options": recipe.data_options,
+        "data_source": source_digest(recipe.data, "data"),
+        "batch_size": recipe.batch_size,
+    }
     return {**_model(work), **named, "fingerprint": work.data_fingerprint}
 
 
 def _quantized(work: Workspace) -> dict[str, Any]:
     recipe = work.recipe
-    sections = {"space": recipe.space.model_dump(), "quantizers": recipe.quantizers.model_dump()}
-    return {**_data(work), **sections, "calibration_batches": recipe.calibration_batches}
+    return {**_data(work), "quantizers": recipe.quantizers.model_dump(), "calibration_batches": recipe.calibration_batches}
+
+
+def _space(work: Workspace) -> dict[str, Any]:
+    return {"space": work.recipe.space.model_dump()}
 
 
 def _joint(work: Workspace) -> tuple[Path, ...]:
@@ -115,14 +127,26 @@ def _float(work: Workspace) -> Task:
 
 
 def _measure(work: Workspace) -> Task:
-    section = work.recipe.measure.model_dump(exclude={"alpha", "projection"})
+    section = work.recipe.measure.model_dump(exclude={"metric", "alpha", "projection"})
     return Task(
         "measure",
         "measure",
         partial(training_tasks.measure, work),
-        (work.folder.path("importance.json"), work.folder.path("measure.json"), *_joint(work)),
-        lambda: {**_quantized(work), "measure": section, "start": work.recipe.finetune.start},
+        tuple(work.folder.path(name) for name in ("joint.safetensors", "step_sizes.json", "measure.json")),
+        lambda: {**_quantized(work), **_space(work), "measure": section},
         (work.folder.path("layers.json"), work.folder.path("float.safetensors")),
+    )
+
+
+def _importance(work: Workspace) -> Task:
+    reads = ("layers.json", "float.safetensors", "joint.safetensors", "step_sizes.json")
+    return Task(
+        "importance",
+        "measure",
+        lambda _: training_tasks.rate_importance(work),
+        (work.folder.path("importance.json"), work.folder.path("metric.json")),
+        lambda: {**_quantized(work), **_space(work), "metric": work.recipe.measure.metric},
+        tuple(work.folder.path(name) for name in reads),
     )
 
 
@@ -135,20 +159,28 @@ def _search(work: Workspace, level: LevelSection) -> Task:
         "search",
         lambda _: result_tasks.search(work, level),
         tuple(folder.level_path(level, name) for name in names),
-        lambda: {"space": recipe.space.model_dump(), **choices},
+        lambda: {**_space(work), **choices},
         (folder.path("layers.json"), folder.path("importance.json")),
     )
 
 
 def _finetune(work: Workspace, level: LevelSection, kind: str) -> Task:
     folder = work.folder
+
+    def values() -> dict[str, Any]:
+        # Of the policy only what decides the result: not how good the search found it.
+        policy = training_tasks.load_policy(work, level, kind)
+        chosen = {name: [str(bits), list(policy.weight_shapes[name])] for name, bits in policy.bits.items()}
+        searched = _space(work) if _joint(work) else {}
+        return {**_quantized(work), **searched, "finetune": work.recipe.finetune.model_dump(), "policy": chosen}
+
     return Task(
         f"finetune/{level.name}/{kind}",
         "finetune",
         partial(training_tasks.finetune_level, work, level, kind),
         tuple(folder.level_path(level, name) for name in (f"{kind}.safetensors", f"{kind}_finetune.json")),
-        lambda: {**_quantized(work), "finetune": work.recipe.finetune.model_dump()},
-        (folder.level_path(level, policy_file(kind)), folder.path("float.safetensors"), *_joint(work)),
+        values,
+        (folder.path("float.safetensors"), *_joint(work)),
     )
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from bitalloc.pipeline.recipe import LevelSection, Recipe
 
 SCHEMA = "bitalloc.run"
 VERSION = 1
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+"""How the files are named that :func:`bitalloc.files.replacing` writes before it renames them."""
 
 
 class RunFolder:
@@ -25,6 +28,7 @@ class RunFolder:
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.root = root
         self._first = recipe.levels[0].name
+        self._others = tuple(level.name for level in recipe.levels[1:])
         self._record_path = root / "stages.json"
 
     def path(self, name: str) -> Path:
@@ -62,7 +66,11 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second process out of the folder. Raises FileError if one is at work or the folder cannot be written."""
+        """Keeps a second process out of the folder, and clears away what a killed one left half written.
+
+        Raises:
+            FileError: another process is at work in it, or the folder cannot be written.
+        """
         if self.root.exists() and not self.root.is_dir():
             raise FileError(f"the run folder {self.root} is a file, expected a folder: choose another --out.")
         try:
@@ -76,7 +84,15 @@ class RunFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise FileError(f"another bitalloc process is at work in {self.root}: wait for it or choose another --out.") from error
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Deletes temporary files in the folders that belong to this run alone; nobody is writing them, as it is locked."""
+        for folder in (self.root, self.root / "checkpoints", *(self.root / name for name in self._others)):
+            for path in folder.glob(".*.*.tmp"):
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def _record(self) -> dict[str, Any]:
         if not self._record_path.exists():
@@ -101,8 +117,9 @@ def damage(path: Path, remedy: str = "Delete it, and the next run makes it again
     try:
         yield
     except BitallocError as error:
-        where = "" if str(path) in str(error) else f"{path}: "
-        raise type(error)(f"{where}{error} {remedy}") from error
+        text = str(error).removesuffix(" Make it again.")
+        where = "" if str(path) in text else f"{path}: "
+        raise type(error)(f"{where}{text} {remedy}") from error
 
 
 def read_report(path: Path, *keys: str) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from bitalloc import __version__
 from bitalloc.costs import BitOps, WeightBytes
+from bitalloc.errors import FileError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
 from bitalloc.pipeline.recipe import LevelSection
-from bitalloc.pipeline.run_folder import read_report
+from bitalloc.pipeline.run_folder import damage, read_report
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
 
@@ -32,7 +33,7 @@ def write_summary(work: Workspace, command: Sequence[str]) -> dict[str, Any]:
         "name": work.recipe.name,
         "float_top1": evaluation["float_top1"],
         "levels": levels,
-        "measure_seconds": read_report(work.folder.path("measure.json"), "seconds")["seconds"],
+        "measure_seconds": sum(read_report(work.folder.path(name), "seconds")["seconds"] for name in ("measure.json", "metric.json")),
         "bitops_convention": first_search["bitops_convention"],
         "seed": work.recipe.seed,
         "versions": versions(),
@@ -84,6 +85,8 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         "search_objective": search["objective"],
         "search_seconds": search["seconds"],
         "alpha": search["alpha"]["value"],
+        "alpha_reason": search["alpha"]["reason"],
+        "projected": [_change(change) for change in search.get("changes", [])],
         "mean_weight_bits": policy.mean_weight_bits(),
         "mean_act_bits": mean_act_bits(policy, description),
         "weight_bytes": used["weight_bytes"],
@@ -97,6 +100,10 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         "onnx_max_abs_diff": export["max_abs_diff"],
         "onnx_file_bytes": export["file_bytes"],
     }
+
+
+def _change(change: dict[str, Any]) -> str:
+    return f"{change['layer']} {change['side']} at {change['width']} bits: {change['before']:.4g} to {change['after']:.4g}"
 
 
 def _use(budget: dict[str, Any], used: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The stages that train: the float model, the joint measurement, the fine-tuning."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -10,11 +11,12 @@ from bitalloc.errors import TrainingError
 from bitalloc.files import replacing, write_json
 from bitalloc.models import load_weights
 from bitalloc.pipeline.finetune import FinetuneSettings, finetune
+from bitalloc.pipeline.part import part
 from bitalloc.pipeline.recipe import LevelSection
 from bitalloc.pipeline.run_folder import damage
 from bitalloc.pipeline.workspace import Workspace
-from bitalloc.policy import Policy
-from bitalloc.sensitivity import JointSettings, learned_scale_importance
+from bitalloc.policy import FLOAT, Bits, Policy
+from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance, output_divergence
 from bitalloc.training import (
     CheckpointConfig,
     LossFunction,
@@ -27,7 +29,7 @@ from bitalloc.training import (
     loss_step,
     sgd,
 )
-from bitalloc.wrap import prepare_joint
+from bitalloc.wrap import prepare_joint, switch
 from bitalloc.wrap.quantize import check_policy
 
 
@@ -62,9 +64,10 @@ def train_float(work: Workspace, inputs: str) -> None:
 
 
 def measure(work: Workspace, inputs: str) -> None:
-    """Writes ``importance.json`` and, where the fine-tuning starts from it, ``joint.safetensors``."""
+    """The joint training. Writes ``joint.safetensors``, ``step_sizes.json`` and ``measure.json``."""
     section = work.recipe.measure
     description = work.description()
+    loader = part(work.splits.train, section.fraction)
     settings = JointSettings(
         learning_rate=section.learning_rate,
         final_learning_rate=section.final_learning_rate,
@@ -81,18 +84,33 @@ def measure(work: Workspace, inputs: str) -> None:
         work.float_model(),
         description,
         work.space(description),
-        work.splits.train,
+        loader,
         cross_entropy_loss(section.label_smoothing),
-        steps=work.steps(section.epochs, section.fraction),
+        steps=work.steps(section.epochs, loader),
         calibration=work.calibration(),
         settings=settings,
         checkpoint=CheckpointConfig(work.folder.checkpoint("measure", inputs), inputs),
         progress=work.progress,
     )
-    if work.recipe.finetune.start == "joint":
-        _save(result.model.state_dict(), work.folder.path("joint.safetensors"))
+    _save(result.model.state_dict(), work.folder.path("joint.safetensors"))
     write_json(work.folder.path("measure.json"), {"seconds": result.seconds, "losses": list(result.losses)})
-    result.indicators.save(work.folder.path("importance.json"))
+    result.indicators.save(work.folder.path("step_sizes.json"))
+
+
+def rate_importance(work: Workspace) -> None:
+    """Writes ``importance.json``, by the recipe's metric, and the seconds that it took to ``metric.json``."""
+    metric = work.recipe.measure.metric
+    start = time.monotonic()
+    if metric == "limpq":
+        with damage(work.folder.path("step_sizes.json")):
+            indicators = Indicators.load(work.folder.path("step_sizes.json"))
+    else:
+        joint, space = _joint(work, work.float_model()), work.space(work.description())
+        if work.recipe.measure.pinned_in_float:  # as they were in the joint training
+            switch(joint, dict.fromkeys(space.pinned, Bits(FLOAT, FLOAT)))
+        indicators = output_divergence(joint, space, work.calibration(), progress=work.progress)
+    indicators.save(work.folder.path("importance.json"))
+    write_json(work.folder.path("metric.json"), {"metric": metric, "seconds": time.monotonic() - start})
 
 
 def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str) -> None:
@@ -101,7 +119,9 @@ def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str)
 
     task = f"finetune/{level.name}/{kind}"
     model = work.float_model()
-    policy = _policy(work, level, kind, model)
+    policy = load_policy(work, level, kind)
+    with damage(work.folder.level_path(level, policy_file(kind))):
+        check_policy(model, policy)
     steps = work.steps(work.recipe.finetune.epochs)
     result = finetune(
         model,
@@ -127,12 +147,11 @@ def policy_file(kind: str) -> str:
     return "policy.json" if kind == "mixed" else f"{kind}_policy.json"
 
 
-def _policy(work: Workspace, level: LevelSection, kind: str, model: nn.Module) -> Policy:
+def load_policy(work: Workspace, level: LevelSection, kind: str) -> Policy:
+    """A policy of the run. Raises FileError or PolicyError, naming the file, if it is damaged."""
     path = work.folder.level_path(level, policy_file(kind))
     with damage(path):
-        policy = Policy.load(path)
-        check_policy(model, policy)
-    return policy
+        return Policy.load(path)
 
 
 def _joint(work: Workspace, float_model: nn.Module) -> nn.Module:

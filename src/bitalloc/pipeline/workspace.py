@@ -1,6 +1,8 @@
 """What the stages of a run share: recipe, folder, data, float model. Loaded when first needed."""
 
+import hashlib
 import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -17,9 +19,10 @@ from bitalloc.models import load_weights
 from bitalloc.pipeline.entry_points import call_entry_point
 from bitalloc.pipeline.recipe import Recipe
 from bitalloc.pipeline.run_folder import RunFolder, damage
+from bitalloc.placement import to_device
 from bitalloc.policy import Bits
-from bitalloc.space import Candidates, SearchSpace, first_last_pins, search_space
-from bitalloc.training import Progress, device, to_device
+from bitalloc.space import Candidates, SearchSpace, first_last_pins, matching, search_space
+from bitalloc.training import Progress, device
 from bitalloc.wrap import QuantizerSettings
 
 _PARTS = ("train", "calibration", "valid", "test")
@@ -61,7 +64,7 @@ class Workspace:
             raise ConfigError(f"data = {recipe.data!r} returned a {kind} without {', '.join(missing)}: see bitalloc.data.Splits.")
         for part in _PARTS:
             loader = getattr(splits, part)
-            if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__"):
+            if not hasattr(loader, "__iter__") or not _has_length(loader):
                 kind = type(loader).__name__
                 raise ConfigError(f"data = {recipe.data!r}: {part} is a {kind}, expected batches that have a length, like a DataLoader.")
         self._beginning = [(generator, generator.get_state()) for generator in _generators(splits)]
@@ -82,9 +85,12 @@ class Workspace:
 
     @cached_property
     def data_fingerprint(self) -> str:
-        """Identifies the data; empty for loaders without ``fingerprint()``."""
-        parts = (getattr(self.splits, part) for part in _PARTS)
-        return " ".join(part.fingerprint() for part in parts if hasattr(part, "fingerprint"))
+        """Identifies the data: the loaders' own fingerprints, else their lengths and first batches."""
+        parts = [getattr(self.splits, part) for part in _PARTS]
+        self.rewind()
+        found = " ".join(part.fingerprint() if hasattr(part, "fingerprint") else _first_batch(part) for part in parts)
+        self.rewind()
+        return found
 
     @property
     def example(self) -> Tensor:
@@ -136,7 +142,11 @@ class Workspace:
         ends = {name: Candidates(widths, widths) for name in (*description.last, *description.first)}
         if section.first_act is not None:
             ends |= dict.fromkeys(description.first, Candidates(widths, (section.first_act,)))
-        return replace(reference, candidates={**reference.candidates, **ends})
+        # What the user pinned or excluded by a pattern stays so, at the ends of the network too.
+        names = list(reference.candidates)
+        settled = {name for pattern in (*section.pins, *section.exclude) for name in matching(pattern, names)}
+        free_ends = {name: candidates for name, candidates in ends.items() if name not in settled}
+        return replace(reference, candidates={**reference.candidates, **free_ends})
 
     def uniform_space(self, description: Description) -> SearchSpace:
         """The search space with the first and last layers pinned, which the uniform policy is from."""
@@ -150,9 +160,9 @@ class Workspace:
         """How layers are quantized."""
         return QuantizerSettings(**self.recipe.quantizers.model_dump())
 
-    def steps(self, epochs: float, fraction: float = 1.0) -> int:
-        """Optimiser steps in so many epochs of a part of the training data; at least 1 if there is any epoch."""
-        return max(1, round(epochs * fraction * len(self.splits.train))) if epochs > 0 else 0
+    def steps(self, epochs: float, loader: Any = None) -> int:
+        """Optimiser steps in so many epochs of ``loader``, by default of all training data; at least 1 if there is any epoch."""
+        return max(1, round(epochs * len(self.splits.train if loader is None else loader))) if epochs > 0 else 0
 
 
 def seed_everything(seed: int) -> None:
@@ -160,6 +170,31 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def _first_batch(loader: Any) -> str:
+    """A hash of a loader's length and first batch."""
+    sha = hashlib.sha256(str(len(loader)).encode())
+    for tensor in _tensors(next(iter(loader), ())):
+        sha.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping | list | tuple):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(value)
+
+
+def _has_length(loader: Any) -> bool:
+    try:
+        len(loader)
+    except TypeError:  # a DataLoader over an iterable data set has the method, but no length
+        return False
+    return True
 
 
 def _generators(splits: Any) -> list[torch.Generator]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from bitalloc.sensitivity.indicators import Alpha, Change, Indicators
 
 if TYPE_CHECKING:
+    from bitalloc.sensitivity.divergence import output_divergence
     from bitalloc.sensitivity.limpq import JointSettings, JointStep, Measurement, learned_scale_importance
 
-__all__ = ["Alpha", "Change", "Indicators", "JointSettings", "JointStep", "Measurement", "learned_scale_importance"]
+__all__ = ["Alpha", "Change", "Indicators", "JointSettings", "JointStep", "Measurement", "learned_scale_importance", "output_divergence"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bitalloc.sensitivity import limpq
+    from bitalloc.sensitivity import divergence, limpq
 
-    return getattr(limpq, name)
+    return getattr(divergence if name == "output_divergence" else limpq, name)

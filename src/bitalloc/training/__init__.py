@@ -2,7 +2,7 @@
 
 from bitalloc.training.batchnorm import reestimate_batchnorm
 from bitalloc.training.checkpoint import Checkpoint, CheckpointConfig, CheckpointStore
-from bitalloc.training.device import backward, device, module_device, to_device
+from bitalloc.training.device import backward, device
 from bitalloc.training.distil import distillation_loss
 from bitalloc.training.evaluate import Top1, cross_entropy_loss, evaluate, predict
 from bitalloc.training.fit import FitResult, fit
@@ -20,5 +20,5 @@ __all__ = [
     "cross_entropy_loss", "distillation_loss", "evaluate", "predict", "Top1", "reestimate_batchnorm",
     "Checkpoint", "CheckpointConfig", "CheckpointStore", "BatchStream", "RandomAccess",
     "Progress", "Silent", "RichProgress", "LogProgress", "make_progress",
-    "device", "module_device", "to_device", "evaluating", "training_modes",
+    "device", "evaluating", "training_modes",
 ]  # fmt: skip

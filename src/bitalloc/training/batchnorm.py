@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitalloc.errors import TrainingError
+from bitalloc.placement import module_device, to_device
 from bitalloc.training.batches import image_count, inputs_of, non_empty
-from bitalloc.training.device import module_device, to_device
 from bitalloc.training.modes import evaluating
 from bitalloc.training.progress import SILENT, Progress
 

@@ -1,22 +1,22 @@
 """Where the numbers are computed. The only file that knows Hugging Face Accelerate.
 
-The device is the first accelerator of the machine, else the processor; ``ACCELERATE_USE_CPU=1`` forces the processor.
+The device is the first CUDA device, else the processor; ``ACCELERATE_USE_CPU=1`` forces the processor. Other accelerators are
+left alone: they lack the float64 that statistics are accumulated in.
 """
 
 from functools import cache
-from itertools import chain
-from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitalloc.errors import TrainingError
 
 
 @cache
 def _accelerator() -> Accelerator:
-    return Accelerator()
+    # No mixed precision from the environment: it would scale losses for an optimiser that is not Accelerate's.
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
 
 
 def device() -> torch.device:
@@ -27,25 +27,6 @@ def device() -> torch.device:
 def backward(loss: Tensor) -> None:
     """Adds the gradients of ``loss`` (a tensor with one element) to ``.grad``. A training step of your own calls this."""
     _accelerator().backward(loss)
-
-
-def module_device(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer of ``model``; :func:`device` for a model without any."""
-    first = next(chain(model.parameters(), model.buffers()), None)
-    return device() if first is None else first.device
-
-
-def to_device(batch: Any, target: torch.device) -> Any:
-    """``batch`` with every tensor on ``target``. Goes into tuples (named ones too), lists and dicts; the rest stays as it is."""
-    if isinstance(batch, Tensor):
-        return batch.to(target, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, target) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, target) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, target) for value in batch)
-    return batch
 
 
 def require_single_process() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitalloc.errors import TrainingError
+from bitalloc.placement import module_device, to_device
 from bitalloc.training.batches import image_count, inputs_of, non_empty, pair_of
-from bitalloc.training.device import module_device, to_device
 from bitalloc.training.modes import evaluating
 from bitalloc.training.progress import SILENT, Progress
 from bitalloc.training.steps import LossFunction
@@ -108,6 +108,9 @@ def _logits(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def _image_total(loader: object) -> int | None:
-    """The number of images where the loader knows it (a DataLoader over a sized data set), else None."""
+    """The number of images where the loader knows it, up to the last batch's size where it only knows its batches; else None."""
     dataset = getattr(loader, "dataset", None)
-    return len(dataset) if isinstance(dataset, Sized) else None
+    if isinstance(dataset, Sized):
+        return len(dataset)
+    batch_size = getattr(loader, "batch_size", None)
+    return len(loader) * batch_size if isinstance(loader, Sized) and isinstance(batch_size, int) else None

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bitalloc.errors import FileError
+from bitalloc.placement import to_device
 from bitalloc.training.batches import image_count
 from bitalloc.training.checkpoint import Checkpoint, CheckpointConfig, CheckpointStore
-from bitalloc.training.device import device, to_device
+from bitalloc.training.device import device
 from bitalloc.training.guards import check_gradients_exist, check_loss, check_weights
 from bitalloc.training.schedule import Schedule
 from bitalloc.training.steps import Stateful, TrainStep

@@ -80,11 +80,13 @@ class BatchStream:
         self.epoch_random = capture(self._generators)
         if hasattr(self._loader, "set_epoch"):
             self._loader.set_epoch(self.epoch)
-        if isinstance(self._loader, RandomAccess):
-            loader = self._loader
+        loader = self._loader
+        if isinstance(loader, RandomAccess) and (first or not isinstance(loader, Iterable)):
             self._iterator = (loader.batch(index) for index in range(first, len(loader)))
         else:
-            self._iterator = iter(self._loader)
+            # The loader iterates itself, with its worker processes if it has some.
+            assert isinstance(loader, Iterable)
+            self._iterator = iter(loader)
 
     def _skip(self, count: int) -> None:
         assert self._iterator is not None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bitalloc.errors import QuantizerError
+from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.wrap.layers import QuantizedLayer
 
@@ -29,7 +30,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Mo
 
     Args:
         model: a quantized model.
-        batches: a few batches on the model's device.
+        batches: a few batches; they are moved to the model's device.
         forward: ``forward(model, batch)``; default :func:`run_on_inputs`. A ``loss_fn(model, batch)`` serves as well.
 
     Raises:
@@ -65,6 +66,6 @@ def _run(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module,
     count = 0
     with torch.no_grad():
         for batch in batches:
-            forward(model, batch)
+            forward(model, to_device(batch, module_device(model)))
             count += 1
     return count

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from bitalloc.errors import DescribeError
 from bitalloc.layers import Description, LayerInfo, NotCounted
+from bitalloc.placement import module_device, to_device
 from bitalloc.wrap.kinds import KINDS, kind_of, macs, spatial_dims
 from bitalloc.wrap.trace import BATCH_NORMS, Call, Trace, run_traced, tensors_in
 
@@ -29,12 +30,13 @@ def describe(model: nn.Module, example_inputs: Any) -> Description:
     Args:
         model: any module.
         example_inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments. The first
-            dimension of the first tensor in it is the batch size; counts are per sample, totals divided by it.
+            dimension of the first tensor in it is the batch size; counts are per sample, totals divided by it. They are moved to
+            the model's device.
 
     Raises:
         DescribeError: the forward pass fails, a count does not divide by the batch size, or no layer is quantizable.
     """
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = to_device(_arguments(example_inputs), module_device(model))
     inputs = list(tensors_in((args, kwargs)))
     batch = _batch_size(inputs)
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
