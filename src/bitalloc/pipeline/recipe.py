@@ -257,6 +257,9 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     except ValidationError as error:
         raise ConfigError(f"{path}: {sentence(error, _keys())}") from error
     names = [level.name for level in recipe.levels]
+    taken = sorted(name for name in names if name == "checkpoints" or Path(name).suffix in (".json", ".safetensors", ".onnx"))
+    if taken:
+        raise ConfigError(f"{path}: no level can be named {', '.join(taken)}: a run folder has files of its own by such names.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"{path}: two levels are named {', '.join(repeated)}; give each its own name.")

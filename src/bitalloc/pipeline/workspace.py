@@ -118,7 +118,11 @@ class Workspace:
         if not given:
             return None
         path = Path(given)
-        return path if path.is_absolute() or self.data_root is None else self.data_root / path
+        path = path if path.is_absolute() or self.data_root is None else self.data_root / path
+        if not path.is_file():
+            hint = "" if self.data_root or path.is_absolute() else " It is searched in the current folder, as there is no --data-root."
+            raise ConfigError(f"float.weights = {given!r}: {path} does not exist.{hint}")
+        return path
 
     def float_model(self) -> nn.Module:
         """The float model of this run, on the training device."""
