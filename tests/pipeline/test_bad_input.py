@@ -323,3 +323,26 @@ def test_a_disk_that_cannot_make_files(finetuned: Path, project: Any, contents: 
     message = project.error("finetune", project.recipe(finetune={"epochs": 0.5}), "--out", "out")
     assert "No space left on device. Nothing was changed." in message
     assert contents(finetuned) == before
+
+
+def test_onnx_that_is_not_installed_is_found_before_the_training(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitalloc.export.verify.find_spec", lambda name: None if name == "onnxruntime" else name)
+    result = project.run("run", project.recipe(), "--out", "fresh")
+    assert result.exit_code == 1
+    assert "onnxruntime" in result.stderr
+    assert "bitalloc[onnx]" in result.stderr
+    assert not Path("fresh").exists()
+
+
+def test_a_model_file_that_was_not_the_one_compared(finished: Path, project: Any) -> None:
+    model = Path("out/model.onnx")
+    model.write_bytes(model.read_bytes()[:100])
+    assert "not the file that was compared" in project.error("run", project.recipe(), "--out", "out")
+    model.unlink()
+    project.good("run", project.recipe(), "--out", "out")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "policy.json", "x.onnx"])
+def test_a_level_cannot_take_the_name_of_a_file_of_the_run(project: Any, name: str) -> None:
+    levels = [{"name": "first", "budgets": {"bitops": "w4a4"}}, {"name": name, "budgets": {"bitops": "w4a4"}}]
+    assert name in project.error("run", project.recipe(levels=levels), "--out", "fresh")

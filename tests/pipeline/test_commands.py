@@ -132,6 +132,6 @@ def test_a_dry_run_needs_no_data_that_is_not_there(project: Any, name: str) -> N
 
 def test_the_cifar_recipe_asks_for_its_data(project: Any) -> None:
     (recipe,) = (path for path in _recipes() if path.stem == "cifar10_resnet20")
-    assert "CIFAR-10 needs a data root" in project.error("run", recipe, "--out", "out")
+    assert "--data-root" in project.error("run", recipe, "--out", "out")
     message = project.error("run", recipe, "--out", "out", "--data-root", "nowhere")
     assert "nowhere has no train.parquet" in message

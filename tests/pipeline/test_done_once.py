@@ -198,3 +198,14 @@ def test_the_policys_score_alone_trains_nothing_again(finetuned: Path, project: 
     edited["provenance"]["objective"] = 0.0
     policy.write_text(json.dumps(edited), encoding="utf-8")
     assert _started(project.good("finetune", project.recipe(), "--out", "out")) == []
+
+
+def test_a_new_search_keeps_a_policy_that_was_edited_by_hand(finetuned: Path, project: Any) -> None:
+    policy = Path("out/policy.json")
+    edited = json.loads(policy.read_text(encoding="utf-8"))
+    name = next(iter(edited["layers"]))
+    edited["layers"][name]["weight_bits"] = 7
+    policy.write_text(json.dumps(edited), encoding="utf-8")
+    project.good("search", project.recipe(measure={"alpha": 3.5}), "--out", "out")
+    assert Policy.load(Path("out/policy.edited.json")).bits[name].weight == 7
+    assert Policy.load(policy).bits[name].weight != 7

@@ -4,7 +4,7 @@ from bitalloc.export.base import DeployedLayer
 from bitalloc.export.checkpoint import load_checkpoint, save_checkpoint
 from bitalloc.export.deploy import Deployed, deploy
 from bitalloc.export.onnx_file import export_onnx
-from bitalloc.export.verify import Agreement, onnx_session, verify_onnx
+from bitalloc.export.verify import Agreement, onnx_session, require_onnx, verify_onnx
 
 __all__ = [
     "Agreement",
@@ -14,6 +14,7 @@ __all__ = [
     "export_onnx",
     "load_checkpoint",
     "onnx_session",
+    "require_onnx",
     "save_checkpoint",
     "verify_onnx",
 ]

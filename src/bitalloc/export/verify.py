@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ class Agreement:
     images: int
     agreement: float
     max_abs_diff: float
+
+
+def require_onnx() -> None:
+    """Raises MissingDependencyError unless everything is installed that writing and reading back ONNX needs."""
+    missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
+    if missing:
+        raise MissingDependencyError(f"exporting to ONNX needs {', '.join(missing)}, which is not installed: {INSTALL}")
 
 
 def onnx_session(path: Path, threads: int = 0) -> Any:

@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import nn
 
-from bitalloc.errors import FileError
+from bitalloc.errors import BitallocError, FileError
 from bitalloc.export import deploy, export_onnx, load_checkpoint, verify_onnx
 from bitalloc.files import write_json
 from bitalloc.pipeline.allocate import allocate, reversed_policy
 from bitalloc.pipeline.recipe import LevelSection
-from bitalloc.pipeline.run_folder import damage
+from bitalloc.pipeline.run_folder import damage, digest, read_report
 from bitalloc.pipeline.training_tasks import policy_file
 from bitalloc.pipeline.workspace import Workspace
-from bitalloc.policy import Bits
+from bitalloc.policy import Bits, Policy
 from bitalloc.sensitivity import Indicators
 from bitalloc.training import device, evaluate
 from bitalloc.wrap import QuantizerSettings, quantize
@@ -44,6 +44,7 @@ def search(work: Workspace, level: LevelSection) -> None:
         provenance={"recipe": work.recipe.name, "level": level.name, "seed": work.recipe.seed, "data": work.data_fingerprint},
     )
     solution = allocation.solution
+    _keep_edited(work, level)
     allocation.policy.save(work.folder.level_path(level, policy_file("mixed")))
     allocation.uniform.save(work.folder.level_path(level, policy_file("uniform")))
     if level.reversed:
@@ -61,6 +62,19 @@ def search(work: Workspace, level: LevelSection) -> None:
         "policy": {name: str(bits) for name, bits in allocation.policy.bits.items()},
     }
     write_json(work.folder.level_path(level, "search.json"), report)
+
+
+def _keep_edited(work: Workspace, level: LevelSection) -> None:
+    """Renames a policy that was edited by hand to ``policy.edited.json``, so that a new search does not lose it."""
+    policy, report = (work.folder.level_path(level, name) for name in ("policy.json", "search.json"))
+    if not (policy.is_file() and report.is_file()):
+        return
+    try:
+        edited = {name: str(bits) for name, bits in Policy.load(policy).bits.items()} != read_report(report).get("policy")
+    except BitallocError:  # damaged: nothing worth keeping
+        return
+    if edited:
+        policy.replace(policy.with_name("policy.edited.json"))
 
 
 def evaluate_all(work: Workspace) -> None:
@@ -81,7 +95,7 @@ def export_level(work: Workspace, level: LevelSection) -> None:
     path = work.folder.level_path(level, "model.onnx")
     export_onnx(model, work.splits.example, path)
     agreement = verify_onnx(path, model, work.splits.test)
-    report = {"file_bytes": path.stat().st_size, **asdict(agreement)}
+    report = {"file_bytes": path.stat().st_size, "file_sha256": digest({}, (path,)), **asdict(agreement)}
     write_json(work.folder.level_path(level, "export.json"), report)
 
 

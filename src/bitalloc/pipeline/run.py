@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bitalloc.export import require_onnx
 from bitalloc.pipeline import result_tasks, training_tasks
 from bitalloc.pipeline.dry_run import check_plan
 from bitalloc.pipeline.entry_points import source_digest
@@ -46,6 +47,8 @@ def run_recipe(
     Raises:
         BitallocError: anything that the user can mend; nothing finished is lost.
     """
+    if until in (None, "export"):
+        require_onnx()  # not after hours of training
     folder = RunFolder(out, recipe)
     work = Workspace(recipe, folder, data_root, progress or Silent())
     with folder.lock():

@@ -12,7 +12,7 @@ from bitalloc.errors import FileError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
 from bitalloc.pipeline.recipe import LevelSection
-from bitalloc.pipeline.run_folder import damage, read_report
+from bitalloc.pipeline.run_folder import damage, digest, read_report
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
 
@@ -72,7 +72,11 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         policy.check(description.layers)
     search = report("search.json", "status", "objective", "bound", "seconds", "budgets", "alpha")
     finetune = report("mixed_finetune.json", "valid_top1", "steps", "seconds")
-    export = report("export.json", "agreement", "max_abs_diff", "file_bytes")
+    export = report("export.json", "agreement", "max_abs_diff", "file_bytes", "file_sha256")
+    model = work.folder.level_path(level, "model.onnx")
+    with damage(model):
+        if digest({}, (model,)) != export["file_sha256"]:
+            raise FileError(f"{model} is not the file that was compared with PyTorch: it was truncated or edited.")
     widths = {name: str(bits) for name, bits in policy.bits.items()}
     edited = widths != search.get("policy", widths)
     used = {cost.unit: cost.total(description.layers, policy.bits) for cost in (BitOps(), WeightBytes())}

@@ -1,0 +1,5 @@
+"""``python -m bitalloc`` is the ``bitalloc`` command."""
+
+from bitalloc.cli import main
+
+main()
