@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bitalloc import files
 from bitalloc.errors import ExportError, MissingDependencyError
+from bitalloc.export.exact import scale_after_convolution
 from bitalloc.export.ops import OPSET, translations
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
@@ -59,6 +60,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
     with files.replacing(path) as temporary:  # opened first, so that a folder that cannot be written costs no waiting
         content = _program(model.eval(), _at_least_two(arguments)).model_proto
         _strip(content, metadata or {})
+        scale_after_convolution(content)
         _add_zero_points(content)
         if content.ByteSize() > LIMIT:
             raise ExportError(f"{path}: the model has {content.ByteSize()} bytes, more than the {LIMIT} that one ONNX file can hold.")
