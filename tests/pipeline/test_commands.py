@@ -134,4 +134,4 @@ def test_the_cifar_recipe_asks_for_its_data(project: Any) -> None:
     (recipe,) = (path for path in _recipes() if path.stem == "cifar10_resnet20")
     assert "--data-root" in project.error("run", recipe, "--out", "out")
     message = project.error("run", recipe, "--out", "out", "--data-root", "nowhere")
-    assert "nowhere has no train.parquet" in message
+    assert "nowhere/cifar_resnet/resnet20.safetensors does not exist" in message

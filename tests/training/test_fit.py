@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bitalloc.errors import TrainingError
-from bitalloc.training import CheckpointConfig, Progress, WarmupCosine, backward, cross_entropy_loss, fit, loss_step, sgd, to_device
+from bitalloc.placement import to_device
+from bitalloc.training import CheckpointConfig, Progress, WarmupCosine, backward, cross_entropy_loss, fit, loss_step, sgd
 
 
 def linear(value=1.0):
