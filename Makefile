@@ -40,8 +40,9 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy --no-error-summary
 
+# One thread: the networks of the tests are so small that threads would only wait for each other.
 test: lint types
-	@$(BIN)/python -m pytest --quiet
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet
 
 format: $(READY)
 	@$(BIN)/ruff check --quiet --fix
