@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from bitalloc.pipeline.recipe import load_recipe
     from bitalloc.pipeline.run import run_recipe
     from bitalloc.policy import Bits, Policy
+    from bitalloc.quantizers import is_step_size
     from bitalloc.search import Problem, Solution, solve
     from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance
     from bitalloc.space import Candidates, SearchSpace, Table, first_last_pins, search_space
+    from bitalloc.training import sgd_with_scales
     from bitalloc.wrap import QuantizerSettings, calibrate, quantize
     from bitalloc.wrap.describe import describe
 
@@ -38,9 +40,11 @@ _HOMES = {
     "bitalloc.pipeline.recipe": ("load_recipe",),
     "bitalloc.pipeline.run": ("run_recipe",),
     "bitalloc.policy": ("Bits", "Policy"),
+    "bitalloc.quantizers": ("is_step_size",),
     "bitalloc.search": ("Problem", "Solution", "solve"),
     "bitalloc.sensitivity": ("Indicators", "JointSettings", "learned_scale_importance"),
     "bitalloc.space": ("Candidates", "SearchSpace", "Table", "first_last_pins", "search_space"),
+    "bitalloc.training": ("sgd_with_scales",),
     "bitalloc.wrap": ("QuantizerSettings", "calibrate", "quantize"),
     "bitalloc.wrap.describe": ("describe",),
 }
@@ -74,6 +78,7 @@ __all__ = [
     "export_onnx",
     "finetune",
     "first_last_pins",
+    "is_step_size",
     "learned_scale_importance",
     "load_checkpoint",
     "load_recipe",
@@ -82,6 +87,7 @@ __all__ = [
     "run_recipe",
     "save_checkpoint",
     "search_space",
+    "sgd_with_scales",
     "solve",
     "verify_onnx",
 ]
@@ -91,3 +97,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

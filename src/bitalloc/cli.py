@@ -124,8 +124,18 @@ def _print_stage(recipe: Any, out: Path, stage: str, as_json: bool) -> None:
         report = read_report(folder.path(name))
     else:
         report = {level.name: read_report(folder.level_path(level, name)) for level in recipe.levels}
+    if stage == "search":
+        report = {level.name: _with_present_policy(report[level.name], folder.level_path(level, "policy.json")) for level in recipe.levels}
     views = {"describe": tables.layers_table, "search": tables.policy_table, "evaluate": tables.accuracy_table}
     _show(report, as_json, views.get(stage, lambda _: f"{stage}: done, see {folder.path(name)}"))
+
+
+def _with_present_policy(report: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A search report with the widths that the policy file has now, which may have been edited."""
+    from bitalloc.policy import Policy
+
+    present = {name: str(bits) for name, bits in Policy.load(path).bits.items()}
+    return {**report, "policy": present, "policy_edited": present != report.get("policy")}
 
 
 def _print_plan(recipe: Path, out: Path, data_root: Path | None, seed: int | None, as_json: bool) -> None:

@@ -171,7 +171,7 @@ def search_space(
     weight: Iterable[int],
     act: Iterable[int] | None = None,
     *,
-    pins: Mapping[str, Bits] | None = None,
+    pins: Mapping[str, Bits | str] | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     overrides: Mapping[str, Candidates] | None = None,
@@ -182,7 +182,8 @@ def search_space(
         layers: the model's layers, from ``describe``.
         weight: candidate weight widths, for example ``(8, 4, 2)``; they need not be consecutive.
         act: candidate activation widths; the weight candidates when left out.
-        pins: layer name or pattern (``fnmatch``: ``layer1.*``) to the widths that these layers keep. Later patterns win.
+        pins: layer name or pattern (``fnmatch``: ``layer1.*``) to the widths that these layers keep, ``Bits(4, 8)`` or ``"w4a8"``.
+            Later patterns win.
         include: patterns of the layers to quantize; the others stay in floating point, pinned at ``Bits(32, 32)``.
         exclude: patterns of layers that stay in floating point although included or pinned.
         overrides: pattern to other candidates for these layers.
@@ -202,7 +203,8 @@ def search_space(
     for pattern, candidates in (overrides or {}).items():
         chosen.update(dict.fromkeys(matching(pattern, names), candidates))
     for pattern, bits in (pins or {}).items():
-        chosen.update(dict.fromkeys(matching(pattern, names), Candidates.pinned(bits)))
+        pin = Candidates.pinned(Bits.parse(bits) if isinstance(bits, str) else bits)
+        chosen.update(dict.fromkeys(matching(pattern, names), pin))
     chosen.update(dict.fromkeys(excluded, Candidates.pinned(Bits(FLOAT, FLOAT))))
     return SearchSpace(chosen)
 

@@ -189,3 +189,8 @@ def test_an_infinite_number_in_a_table_file_is_named(tmp_path: Path) -> None:
     path.write_text('{"schema": "bitalloc.table", "version": 1, "unit": "x", "values": {"a": {"w4a4": 1e999}}}')
     with pytest.raises(FileError, match="layer a at w4a4 is inf"):
         Table.load(path)
+
+
+def test_pins_may_be_written_like_in_a_recipe() -> None:
+    layers = [LayerInfo(name, "linear", (2, 2), 4, 2, 2) for name in ("a", "b")]
+    assert search_space(layers, (8, 4), pins={"a": "w4a8"}) == search_space(layers, (8, 4), pins={"a": Bits(4, 8)})

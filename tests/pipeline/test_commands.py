@@ -135,3 +135,19 @@ def test_the_cifar_recipe_asks_for_its_data(project: Any) -> None:
     assert "--data-root" in project.error("run", recipe, "--out", "out")
     message = project.error("run", recipe, "--out", "out", "--data-root", "nowhere")
     assert "nowhere/cifar_resnet/resnet20.safetensors does not exist" in message
+
+
+def test_search_shows_the_widths_of_an_edited_policy(finished: Path, project: Any) -> None:
+    """What is printed is what the next stage trains, and a budget that it exceeds is marked."""
+    policy = Path("out/policy.json")
+    edited = json.loads(policy.read_text(encoding="utf-8"))
+    for layer in edited["layers"].values():
+        layer.update(weight_bits=8, act_bits=8)
+    policy.write_text(json.dumps(edited), encoding="utf-8")
+    shown = project.good("search", Path("recipe.toml"), "--out", "out", "--quiet").stdout
+    assert "edited by hand" in shown
+    report = json.loads(project.good("search", Path("recipe.toml"), "--out", "out", "--json").stdout)
+    first = next(iter(report.values()))
+    assert first["policy_edited"] is True
+    assert set(first["policy"].values()) == {"w8a8"}
+    assert "OVER BUDGET" in project.good("run", Path("recipe.toml"), "--out", "out").stdout

@@ -65,6 +65,8 @@ def policy_table(reports: Json) -> RenderableType:
         table.add_row(Text(layer), *(report.get("policy", {}).get(layer, "-") for report in reports.values()))
     lines = []
     for name, report in reports.items():
+        if report.get("policy_edited"):
+            lines.append(f"{name}: the widths were edited by hand after the search, which the following lines are about")
         lines.append(f"{name}: {report['status']}, importance {report['objective']:.6g}, alpha {report['alpha']['value']:.4g}")
         lines += [f"{name}: {_use(budget)}" for budget in report["budgets"]]
         replaced = ", ".join(f"{change['layer']} {change['side']} at {change['width']}" for change in report["changes"])
@@ -109,7 +111,8 @@ def _texts(lines: Iterable[str]) -> list[Text]:
 
 
 def _use(budget: Json) -> str:
-    return f"{budget['name']} {_amount(budget['used'])} of at most {_amount(budget['limit'])} {budget['unit']}"
+    over = " (OVER BUDGET)" if budget["used"] > budget["limit"] * (1 + 1e-12) else ""
+    return f"{budget['name']} {_amount(budget['used'])} of at most {_amount(budget['limit'])} {budget['unit']}{over}"
 
 
 def _amount(value: float) -> str:

@@ -1,6 +1,6 @@
 """What is read out of a batch: inputs, labels, number of images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from torch import Tensor
@@ -54,3 +54,12 @@ def non_empty(loader: Iterable[Any], purpose: str) -> Iterator[Any]:
         yield batch
     if empty:
         raise TrainingError(f"the loader is empty: there is no data to {purpose}. Check the data set and the batch size.")
+
+
+def image_total(loader: object) -> int | None:
+    """The number of images where the loader knows it, up to the last batch's size where it only knows its batches; else None."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, Sized):
+        return len(dataset)
+    batch_size = getattr(loader, "batch_size", None)
+    return len(loader) * batch_size if isinstance(loader, Sized) and isinstance(batch_size, int) else None

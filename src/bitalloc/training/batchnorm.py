@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitalloc.errors import TrainingError
 from bitalloc.placement import module_device, to_device
-from bitalloc.training.batches import image_count, inputs_of, non_empty
+from bitalloc.training.batches import image_count, image_total, inputs_of, non_empty
 from bitalloc.training.modes import evaluating
 from bitalloc.training.progress import SILENT, Progress
 
@@ -44,7 +44,7 @@ def reestimate_batchnorm(
     norms = {norm: key for key, norm in model.named_modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None}
     if not norms:
         return ()
-    with evaluating(model), _measuring(norms) as measured, progress.task(name, images):
+    with evaluating(model), _measuring(norms) as measured, progress.task(name, min(images, image_total(loader) or images)):
         seen = 0
         for batch in non_empty(loader, "measure batch norms on"):
             model(to_device(inputs_of(batch), module_device(model)))

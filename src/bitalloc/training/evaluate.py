@@ -1,6 +1,6 @@
 """Accuracy, logits and the plain loss of a classifier."""
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bitalloc.errors import TrainingError
 from bitalloc.placement import module_device, to_device
-from bitalloc.training.batches import image_count, inputs_of, non_empty, pair_of
+from bitalloc.training.batches import image_count, image_total, inputs_of, non_empty, pair_of
 from bitalloc.training.modes import evaluating
 from bitalloc.training.progress import SILENT, Progress
 from bitalloc.training.steps import LossFunction
@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], progress: Progress = SILEN
     correct = torch.zeros((), dtype=torch.int64, device=where)
     healthy = torch.ones((), dtype=torch.bool, device=where)
     total = 0
-    with evaluating(model), progress.task(name, _image_total(loader)):
+    with evaluating(model), progress.task(name, image_total(loader)):
         for batch in non_empty(loader, "evaluate on"):
             inputs, labels = pair_of(to_device(batch, where))
             logits = _logits(model, inputs)
@@ -73,7 +73,7 @@ def predict(model: nn.Module, loader: Iterable[Any], progress: Progress = SILENT
     """
     where = module_device(model)
     logits: list[Tensor] = []
-    with evaluating(model), progress.task(name, _image_total(loader)):
+    with evaluating(model), progress.task(name, image_total(loader)):
         for batch in non_empty(loader, "predict on"):
             logits.append(_logits(model, to_device(inputs_of(batch), where)).cpu())
             progress.advance(image_count(batch))
@@ -105,12 +105,3 @@ def _logits(model: nn.Module, inputs: Any) -> Tensor:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TrainingError(f"the model gave {shape}, expected logits of shape (N, classes).")
     return logits
-
-
-def _image_total(loader: object) -> int | None:
-    """The number of images where the loader knows it, up to the last batch's size where it only knows its batches; else None."""
-    dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, Sized):
-        return len(dataset)
-    batch_size = getattr(loader, "batch_size", None)
-    return len(loader) * batch_size if isinstance(loader, Sized) and isinstance(batch_size, int) else None
