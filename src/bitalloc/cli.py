@@ -134,7 +134,7 @@ def _with_present_policy(report: dict[str, Any], path: Path) -> dict[str, Any]:
     """A search report with the widths that the policy file has now, which may have been edited."""
     from bitalloc.policy import Policy
 
-    present = {name: str(bits) for name, bits in Policy.load(path).bits.items()}
+    present = Policy.load(path).as_text()
     return {**report, "policy": present, "policy_edited": present != report.get("policy")}
 
 

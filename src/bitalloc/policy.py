@@ -105,6 +105,10 @@ class Policy:
         if complaints:
             raise PolicyError(f"the policy belongs to another model: {'; '.join(complaints)}. Search a policy for this model.")
 
+    def as_text(self) -> dict[str, str]:
+        """Layer name to widths, written like ``w4a8``."""
+        return {name: str(bits) for name, bits in self.bits.items()}
+
     def mean_weight_bits(self) -> float:
         """Mean weight width over all layers, weighted by their number of weights, pinned layers included."""
         sizes = {name: _numel(shape) for name, shape in self.weight_shapes.items()}

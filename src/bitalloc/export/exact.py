@@ -27,12 +27,21 @@ def scale_after_convolution(model: Any) -> None:
         grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
         if None not in sources and not (grouped and node.op_type == "ConvTranspose"):
             graph.rewrite(node, sources)
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    for node in [node for node in model.graph.node if node.op_type == "DequantizeLinear" and not read & set(node.output)]:
-        model.graph.node.remove(node)
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
-        model.graph.initializer.remove(tensor)
+    _remove_unread(model.graph)
+
+
+def _remove_unread(graph: Any) -> None:
+    """Takes out the dequantizers that nothing reads any more, then the tensors that only they read."""
+    read = _read(graph)
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and not read & set(node.output)]:
+        graph.node.remove(node)
+    read = _read(graph)
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
+
+
+def _read(graph: Any) -> set[str]:
+    return {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
 
 
 class _Graph:
@@ -71,7 +80,7 @@ class _Graph:
             convolution.input[index] = node.output[0]
         convolution.output[0] = accumulated
         product = helper.make_node("Mul", [accumulated, self._add(scale.reshape(shape))], [output], name=self._name("rescale"))
-        self._place(convolution, codes, product)
+        self._place(accumulated, codes, product)
 
     def _codes(self, source: Any) -> Any:
         from onnx import helper
@@ -81,8 +90,9 @@ class _Graph:
         inputs = [source.input[0], ones, *source.input[2:]]
         return helper.make_node("DequantizeLinear", inputs, [self._name("codes")], name=self._name("dequantize"), **attributes)
 
-    def _place(self, convolution: Any, before: list[Any], after: Any) -> None:
-        position = next(index for index, node in enumerate(self._graph.node) if node is convolution or node.name == convolution.name)
+    def _place(self, output: str, before: list[Any], after: Any) -> None:
+        """Puts nodes in front of and behind the one that makes ``output``; by its output, as a node may have no name."""
+        position = next(index for index, node in enumerate(self._graph.node) if output in node.output)
         self._graph.node.insert(position + 1, after)
         for node in reversed(before):
             self._graph.node.insert(position, node)

@@ -59,7 +59,7 @@ def search(work: Workspace, level: LevelSection) -> None:
         "alpha": asdict(allocation.alpha),
         "changes": [asdict(change) for change in allocation.changes],
         "bitops_convention": allocation.convention,
-        "policy": {name: str(bits) for name, bits in allocation.policy.bits.items()},
+        "policy": allocation.policy.as_text(),
     }
     write_json(work.folder.level_path(level, "search.json"), report)
 
@@ -70,7 +70,7 @@ def _keep_edited(work: Workspace, level: LevelSection) -> None:
     if not (policy.is_file() and report.is_file()):
         return
     try:
-        edited = {name: str(bits) for name, bits in Policy.load(policy).bits.items()} != read_report(report).get("policy")
+        edited = Policy.load(policy).as_text() != read_report(report).get("policy")
     except BitallocError:  # damaged: nothing worth keeping
         return
     if edited:

@@ -77,7 +77,7 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
     with damage(model):
         if digest({}, (model,)) != export["file_sha256"]:
             raise FileError(f"{model} is not the file that was compared with PyTorch: it was truncated or edited.")
-    widths = {name: str(bits) for name, bits in policy.bits.items()}
+    widths = policy.as_text()
     edited = widths != search.get("policy", widths)
     used = {cost.unit: cost.total(description.layers, policy.bits) for cost in (BitOps(), WeightBytes())}
     return {

@@ -6,6 +6,7 @@ alone at that width. Here weights and activations are probed apart, and the netw
 learned every width, so a probe shows what is left of the damage after training, not what rounding does to untrained weights.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -109,7 +110,7 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _finite(value: float, name: str, bits: Bits) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise TrainingError(f"the output is not finite with layer {name} at {bits}: check the model and the data.")
     # Rounding can make the divergence of equal outputs a hair negative.
     return max(value, 0.0)
