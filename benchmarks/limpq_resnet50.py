@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitalloc.choices import search_space
 from bitalloc.costs import BitOps, resolve_budgets
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import Bits
 from bitalloc.search import Problem, Solution, solve
 from bitalloc.sensitivity.indicators import Indicators
-from bitalloc.space import SearchSpace, search_space
+from bitalloc.space import SearchSpace
 
 ALPHA = 2.0  # as published for ResNet-50
 PIN = Bits(8, 8)

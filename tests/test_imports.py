@@ -11,7 +11,7 @@ PACKAGE = "bitalloc"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 ROOT = "__init__"
 
-CORE = {"errors", "files", "layers", "policy", "space", "budget"}
+CORE = {"errors", "files", "layers", "policy", "coupling", "space", "choices", "budget"}
 # Knows tensors, so it is for the parts that do.
 PLACEMENT = {"placement"}
 EVERYBODY = {"errors", "files"}
@@ -24,8 +24,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "placement": set(),
     "layers": EVERYBODY,
     "policy": EVERYBODY | {"layers"},
-    "space": EVERYBODY | {"layers", "policy"},
-    "budget": EVERYBODY | {"layers", "policy", "space"},
+    "coupling": EVERYBODY | {"layers", "policy"},
+    "space": EVERYBODY | {"layers", "policy", "coupling"},
+    "choices": EVERYBODY | {"layers", "policy", "coupling", "space"},
+    "budget": EVERYBODY | {"layers", "policy", "coupling", "space"},
     "costs": CORE,
     "search": CORE,
     "report": CORE | {"search"},

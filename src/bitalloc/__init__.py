@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitalloc.budget import Budget
+    from bitalloc.choices import first_last_pins, search_space
     from bitalloc.costs import BitOps, WeightBytes, resolve_budgets
+    from bitalloc.coupling import couple, requantizations
     from bitalloc.errors import BitallocError
     from bitalloc.export import export_onnx, load_checkpoint, save_checkpoint, verify_onnx
     from bitalloc.export.deploy import deploy
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from bitalloc.quantizers import is_step_size
     from bitalloc.search import Problem, Solution, solve
     from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance
-    from bitalloc.space import Candidates, SearchSpace, Table, first_last_pins, search_space
+    from bitalloc.space import Candidates, SearchSpace, Table
     from bitalloc.training import sgd_with_scales
     from bitalloc.wrap import QuantizerSettings, calibrate, quantize
     from bitalloc.wrap.describe import describe
@@ -31,6 +33,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "bitalloc.budget": ("Budget",),
+    "bitalloc.choices": ("first_last_pins", "search_space"),
+    "bitalloc.coupling": ("couple", "requantizations"),
     "bitalloc.costs": ("BitOps", "WeightBytes", "resolve_budgets"),
     "bitalloc.errors": ("BitallocError",),
     "bitalloc.export": ("deploy", "export_onnx", "load_checkpoint", "save_checkpoint", "verify_onnx"),
@@ -43,7 +47,7 @@ _HOMES = {
     "bitalloc.quantizers": ("is_step_size",),
     "bitalloc.search": ("Problem", "Solution", "solve"),
     "bitalloc.sensitivity": ("Indicators", "JointSettings", "learned_scale_importance"),
-    "bitalloc.space": ("Candidates", "SearchSpace", "Table", "first_last_pins", "search_space"),
+    "bitalloc.space": ("Candidates", "SearchSpace", "Table"),
     "bitalloc.training": ("sgd_with_scales",),
     "bitalloc.wrap": ("QuantizerSettings", "calibrate", "quantize"),
     "bitalloc.wrap.describe": ("describe",),
@@ -73,6 +77,7 @@ __all__ = [
     "__version__",
     "allocate",
     "calibrate",
+    "couple",
     "deploy",
     "describe",
     "export_onnx",
@@ -83,6 +88,7 @@ __all__ = [
     "load_checkpoint",
     "load_recipe",
     "quantize",
+    "requantizations",
     "resolve_budgets",
     "run_recipe",
     "save_checkpoint",

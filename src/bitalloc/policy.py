@@ -8,7 +8,7 @@ from typing import Any
 
 from bitalloc.errors import PolicyError
 from bitalloc.files import parse_json, read_json, write_json
-from bitalloc.layers import LayerInfo, by_name
+from bitalloc.layers import LayerInfo, by_name, readers_of_sites
 
 SCHEMA = "bitalloc.policy"
 VERSION = 1
@@ -51,11 +51,13 @@ class Policy:
         bits: layer name to widths, in the order of the model's layers.
         weight_shapes: layer name to the shape of its weight: which model the policy belongs to.
         provenance: where the policy comes from; JSON values such as method, seed, data fingerprint, budgets, solver status, bound.
+        shared_inputs: groups of layers that read one activation tensor through one quantizer, and so have one activation width.
     """
 
     bits: Mapping[str, Bits]
     weight_shapes: Mapping[str, tuple[int, ...]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.bits:
@@ -63,12 +65,16 @@ class Policy:
         if set(self.bits) != set(self.weight_shapes):
             odd = sorted(set(self.bits) ^ set(self.weight_shapes))
             raise PolicyError(f"the policy has widths and weight shapes of different layers: {', '.join(odd)}.")
+        for group in self.shared_inputs:
+            self._check_shared(group)
 
     @staticmethod
     def uniform(
         layers: Sequence[LayerInfo], bits: Bits, pins: Mapping[str, Bits] | None = None, not_counted: Iterable[str] = ()
     ) -> "Policy":
-        """The same widths for every layer, but for the pinned ones.
+        """The same widths for every layer, but for the pinned ones and the activations of layers that read none.
+
+        Layers that read the same site share its quantizer where their widths agree.
 
         Args:
             layers: the model's layers.
@@ -77,10 +83,18 @@ class Policy:
             not_counted: names of what a description left out; a quantizable layer that is never called must be among them.
         """
         pins = pins or {}
+        chosen = {layer.name: pins.get(layer.name, Bits(bits.weight, FLOAT) if layer.weight_only else bits) for layer in layers}
+        same_width = (
+            [name for name in group if chosen[name].act == act]
+            for group in readers_of_sites(layers)
+            for act in dict.fromkeys(chosen[name].act for name in group)
+            if act != FLOAT
+        )
         return Policy(
-            bits={layer.name: pins.get(layer.name, bits) for layer in layers},
+            bits=chosen,
             weight_shapes={layer.name: layer.weight_shape for layer in layers},
             provenance={"method": "uniform", "bits": str(bits), "not_counted": list(not_counted)},
+            shared_inputs=tuple(tuple(group) for group in same_width if len(group) > 1),
         )
 
     def check(self, layers: Sequence[LayerInfo]) -> None:
@@ -105,6 +119,14 @@ class Policy:
         if complaints:
             raise PolicyError(f"the policy belongs to another model: {'; '.join(complaints)}. Search a policy for this model.")
 
+    def _check_shared(self, group: tuple[str, ...]) -> None:
+        unknown = [name for name in group if name not in self.bits]
+        if unknown:
+            raise PolicyError(f"layers share an input quantizer that the policy does not have: {', '.join(map(str, unknown))}.")
+        if len({self.bits[name].act for name in group}) > 1:
+            widths = ", ".join(f"{name} {self.bits[name]}" for name in group)
+            raise PolicyError(f"layers that share an input quantizer need one activation width, and have: {widths}.")
+
     def as_text(self) -> dict[str, str]:
         """Layer name to widths, written like ``w4a8``."""
         return {name: str(bits) for name, bits in self.bits.items()}
@@ -123,6 +145,7 @@ class Policy:
                 name: {"weight_bits": bits.weight, "act_bits": bits.act, "weight_shape": list(self.weight_shapes[name])}
                 for name, bits in self.bits.items()
             },
+            "shared_inputs": [list(group) for group in self.shared_inputs],
             "provenance": dict(self.provenance),
         }
 
@@ -143,7 +166,10 @@ class Policy:
         provenance = value.get("provenance", {})
         if not isinstance(provenance, Mapping):
             raise PolicyError(f"{origin}: key 'provenance' is {provenance!r}, expected a JSON object.")
-        return Policy(bits, shapes, dict(provenance))
+        shared = value.get("shared_inputs", [])
+        if not isinstance(shared, list) or not all(isinstance(group, list) for group in shared):
+            raise PolicyError(f"{origin}: key 'shared_inputs' is {shared!r}, expected a list of lists of layer names.")
+        return Policy(bits, shapes, dict(provenance), tuple(tuple(group) for group in shared))
 
     def save(self, path: Path) -> None:
         """Writes the policy as JSON, atomically."""

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bitalloc.errors import FileError, SpaceError
 from bitalloc.files import finite, read_json, write_json
-from bitalloc.layers import Description, LayerInfo
-from bitalloc.policy import FLOAT, Bits
+from bitalloc.policy import Bits
 
 TABLE_SCHEMA = "bitalloc.table"
 SPACE_SCHEMA = "bitalloc.space"
@@ -20,10 +18,17 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Candidate widths of one layer, weights and activations apart, each sorted from most to fewest bits."""
+    """Candidate widths of one layer, weights and activations apart, each sorted from most to fewest bits.
+
+    Attributes:
+        weight: weight widths.
+        act: activation widths.
+        allowed: the combinations that may be chosen, all by default; a width in none of them is dropped.
+    """
 
     weight: tuple[int, ...]
     act: tuple[int, ...]
+    allowed: frozenset[Bits] | None = None
 
     def __post_init__(self) -> None:
         for side, widths in (("weight", self.weight), ("activation", self.act)):
@@ -31,14 +36,33 @@ class Candidates:
                 raise SpaceError(f"there is no {side} candidate: give at least one bit-width.")
             if len(set(widths)) != len(widths):
                 raise SpaceError(f"the {side} candidates {widths} name a width twice.")
-        object.__setattr__(self, "weight", tuple(sorted(self.weight, reverse=True)))
-        object.__setattr__(self, "act", tuple(sorted(self.act, reverse=True)))
-        _ = self.pairs  # validates every width
+        pairs = [Bits(weight, act) for weight, act in product(self.weight, self.act)]
+        if self.allowed is not None:
+            kept = frozenset(self.allowed).intersection(pairs)
+            if not kept:
+                raise SpaceError(
+                    f"none of the allowed pairs {listed(self.allowed)} is among the candidates: "
+                    f"weights {self.weight}, activations {self.act}."
+                )
+            object.__setattr__(self, "allowed", None if len(kept) == len(pairs) else kept)
+            pairs = list(kept)
+        object.__setattr__(self, "weight", tuple(sorted({pair.weight for pair in pairs}, reverse=True)))
+        object.__setattr__(self, "act", tuple(sorted({pair.act for pair in pairs}, reverse=True)))
 
     @property
     def pairs(self) -> tuple[Bits, ...]:
-        """Every combination of a weight width with an activation width."""
-        return tuple(Bits(weight, act) for weight, act in product(self.weight, self.act))
+        """Every allowed combination of a weight width with an activation width."""
+        every = (Bits(weight, act) for weight, act in product(self.weight, self.act))
+        return tuple(pair for pair in every if self.allowed is None or pair in self.allowed)
+
+    def only(self, weight: Iterable[int] | None = None, act: Iterable[int] | None = None) -> "Candidates":
+        """The candidates with these widths; ``None`` keeps a side. Raises SpaceError if none is left."""
+        kept = frozenset(
+            pair for pair in self.pairs if (weight is None or pair.weight in set(weight)) and (act is None or pair.act in set(act))
+        )
+        if not kept:
+            raise SpaceError(f"no candidate of {listed(self.pairs)} is left.")
+        return Candidates(self.weight, self.act, kept)
 
     @staticmethod
     def pinned(bits: Bits) -> "Candidates":
@@ -56,23 +80,31 @@ class SearchSpace:
     Attributes:
         candidates: layer name to its candidates, in the order of the model's layers.
         weight_ties: groups of layers whose weights must get one width.
-        act_ties: groups of layers whose input activations must get one width.
+        act_ties: groups of layers whose input activations must get one width, those of ``shared_inputs`` among them.
+        shared_inputs: groups of layers that read one tensor through one quantizer.
+        max_widths: at most that many different weight widths, and that many different activation widths, in the whole network, pinned
+            layers included; floating point does not count. No limit by default.
     """
 
     candidates: Mapping[str, Candidates]
     weight_ties: tuple[tuple[str, ...], ...] = ()
     act_ties: tuple[tuple[str, ...], ...] = ()
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
+    max_widths: int | None = None
 
     def __post_init__(self) -> None:
         if not self.candidates:
             raise SpaceError("the search space has no layer: the model has no quantizable layer.")
+        if self.max_widths is not None and self.max_widths < 1:
+            raise SpaceError(f"max_widths is {self.max_widths}, expected at least one width.")
+        object.__setattr__(self, "act_ties", tuple(dict.fromkeys((*self.act_ties, *self.shared_inputs))))
         for group in (*self.weight_ties, *self.act_ties):
             unknown = [name for name in group if name not in self.candidates]
             if unknown:
                 raise SpaceError(f"a tie names {', '.join(unknown)}, which the search space does not have.")
         for side, ties in (("weight", self.weight_ties), ("act", self.act_ties)):
             for group in ties:
-                _check_tie(self.candidates, side, group)
+                check_tie(self.candidates, side, group)
 
     @property
     def pinned(self) -> dict[str, Bits]:
@@ -89,9 +121,11 @@ class SearchSpace:
         return {
             "schema": SPACE_SCHEMA,
             "version": VERSION,
-            "candidates": {name: {"weight": list(c.weight), "act": list(c.act)} for name, c in self.candidates.items()},
+            "candidates": {name: _candidates_to_json(c) for name, c in self.candidates.items()},
             "weight_ties": [list(group) for group in self.weight_ties],
             "act_ties": [list(group) for group in self.act_ties],
+            "shared_inputs": [list(group) for group in self.shared_inputs],
+            "max_widths": self.max_widths,
         }
 
     @staticmethod
@@ -99,9 +133,11 @@ class SearchSpace:
         """The inverse of :meth:`to_json`. Raises FileError for a malformed object."""
         try:
             return SearchSpace(
-                {name: Candidates(tuple(c["weight"]), tuple(c["act"])) for name, c in value["candidates"].items()},
+                {name: _candidates_from_json(c) for name, c in value["candidates"].items()},
                 tuple(tuple(group) for group in value["weight_ties"]),
                 tuple(tuple(group) for group in value["act_ties"]),
+                tuple(tuple(group) for group in value["shared_inputs"]),
+                value["max_widths"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise FileError(f"{origin}: {error!r} is missing or malformed in the search space.") from error
@@ -166,71 +202,27 @@ class Table:
         return Table.from_json(read_json(path, schema=TABLE_SCHEMA, version=VERSION), origin=str(path))
 
 
-def search_space(
-    layers: Sequence[LayerInfo],
-    weight: Iterable[int],
-    act: Iterable[int] | None = None,
-    *,
-    pins: Mapping[str, Bits | str] | None = None,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    overrides: Mapping[str, Candidates] | None = None,
-) -> SearchSpace:
-    """The search space of a model.
-
-    Args:
-        layers: the model's layers, from ``describe``.
-        weight: candidate weight widths, for example ``(8, 4, 2)``; they need not be consecutive.
-        act: candidate activation widths; the weight candidates when left out.
-        pins: layer name or pattern (``fnmatch``: ``layer1.*``) to the widths that these layers keep, ``Bits(4, 8)`` or ``"w4a8"``.
-            Later patterns win.
-        include: patterns of the layers to quantize; the others stay in floating point, pinned at ``Bits(32, 32)``.
-        exclude: patterns of layers that stay in floating point although included or pinned.
-        overrides: pattern to other candidates for these layers.
-
-    Raises:
-        SpaceError: no layer is left, or a pattern matches no layer.
-    """
-    names = [layer.name for layer in layers]
-    weight = tuple(weight)
-    default = Candidates(weight, weight if act is None else tuple(act))
-    included = {name for pattern in include for name in matching(pattern, names)}
-    excluded = {name for pattern in exclude for name in matching(pattern, names)}
-    chosen = {name: default if name in included - excluded else Candidates.pinned(Bits(FLOAT, FLOAT)) for name in names}
-    quantized = [name for name in names if name in included - excluded]
-    if not quantized:
-        raise SpaceError("no layer is left to quantize: the model has none, or include and exclude leave none.")
-    for pattern, candidates in (overrides or {}).items():
-        chosen.update(dict.fromkeys(matching(pattern, names), candidates))
-    for pattern, bits in (pins or {}).items():
-        pin = Candidates.pinned(Bits.parse(bits) if isinstance(bits, str) else bits)
-        chosen.update(dict.fromkeys(matching(pattern, names), pin))
-    chosen.update(dict.fromkeys(excluded, Candidates.pinned(Bits(FLOAT, FLOAT))))
-    return SearchSpace(chosen)
-
-
-def first_last_pins(description: Description, bits: Bits = Bits(8, 8), *, first_act: int | None = None) -> dict[str, Bits]:
-    """Pins for the layers that read the network's input and those that give its output.
-
-    Args:
-        description: of the model.
-        bits: widths of these layers; 8 bits, as the published BitOps figures count them.
-        first_act: width of the network's input, where it differs; 32 leaves it in floating point.
-    """
-    pins = dict.fromkeys(description.last, bits)
-    return pins | dict.fromkeys(description.first, bits if first_act is None else Bits(bits.weight, first_act))
-
-
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """The names that ``pattern`` matches. Raises SpaceError if there is none, with the closest names."""
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        raise SpaceError(f"the pattern {pattern!r} matches no layer. The layers are: {shown}")
-    return found
-
-
-def _check_tie(candidates: Mapping[str, Candidates], side: str, group: tuple[str, ...]) -> None:
+def check_tie(candidates: Mapping[str, Candidates], side: str, group: Sequence[str]) -> None:
+    """Raises SpaceError, naming the layers and their widths, unless the tied layers have a width of this side in common."""
     common = set.intersection(*(set(getattr(candidates[name], side)) for name in group))
     if not common:
-        raise SpaceError(f"the layers {', '.join(group)} are tied but have no {side} width in common.")
+        widths = "; ".join(f"{name} {', '.join(map(str, getattr(candidates[name], side)))}" for name in group)
+        raise SpaceError(
+            f"the layers {', '.join(group)} are tied but have no {side} width in common: {widths}. "
+            "Give them common candidates, or choose another coupling."
+        )
+
+
+def listed(pairs: Iterable[Bits]) -> str:
+    """The pairs as text, widest first."""
+    return ", ".join(str(pair) for pair in sorted(pairs, reverse=True))
+
+
+def _candidates_to_json(candidates: Candidates) -> dict[str, Any]:
+    allowed = {} if candidates.allowed is None else {"allowed": [str(pair) for pair in candidates.pairs]}
+    return {"weight": list(candidates.weight), "act": list(candidates.act), **allowed}
+
+
+def _candidates_from_json(value: Mapping[str, Any]) -> Candidates:
+    allowed = frozenset(Bits.parse(pair) for pair in value["allowed"]) if "allowed" in value else None
+    return Candidates(tuple(value["weight"]), tuple(value["act"]), allowed)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitalloc.choices import matching, search_space
 from bitalloc.errors import BitallocError, FileError, PolicyError, SpaceError
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import WIDTHS, Bits
-from bitalloc.space import Candidates, SearchSpace, Table, matching, search_space
+from bitalloc.space import Candidates, SearchSpace, Table
 
 width_sets = st.lists(st.sampled_from(WIDTHS), min_size=1, unique=True).map(tuple)
 candidates = st.builds(Candidates, width_sets, width_sets)

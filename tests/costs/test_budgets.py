@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitalloc.choices import search_space
 from bitalloc.costs import BitOps, WeightBytes, resolve_budgets, uniform_bits_of
 from bitalloc.errors import BudgetError, SpaceError
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import Bits
-from bitalloc.space import search_space
 
 LAYERS = [
     LayerInfo("first", "conv2d", (4, 3, 3, 3), 1000, 1, 1),

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitalloc.choices import search_space
 from bitalloc.costs import BitOps, Cost, WeightBytes
 from bitalloc.errors import SpaceError
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import WIDTHS, Bits
-from bitalloc.space import Candidates, SearchSpace, search_space
+from bitalloc.space import Candidates, SearchSpace
 
 COSTS = [BitOps(), WeightBytes()]
 bits = st.builds(Bits, st.sampled_from(WIDTHS), st.sampled_from(WIDTHS))

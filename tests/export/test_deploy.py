@@ -135,7 +135,7 @@ def test_a_shared_layer_becomes_one_deployed_layer():
 
 
 def test_a_switchable_batch_norm_is_deployed_with_its_active_branch():
-    from bitalloc.space import search_space
+    from bitalloc.choices import search_space
 
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(4, 3, 8, 8)
     description = describe(net, x)

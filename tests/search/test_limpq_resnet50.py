@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from bitalloc.choices import search_space
 from bitalloc.costs import BitOps, resolve_budgets
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import Bits
 from bitalloc.search import Problem, Solution, solve
 from bitalloc.sensitivity.indicators import Indicators
-from bitalloc.space import SearchSpace, search_space
+from bitalloc.space import SearchSpace
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTANCE = Path(os.environ.get("BITALLOC_SHARED", ROOT.parent / "shared")) / "data" / "limpq_resnet50" / "instance.json"

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bitalloc.choices import search_space
 from bitalloc.errors import PolicyError, SpaceError, TrainingError
 from bitalloc.policy import Bits
 from bitalloc.quantizers import MIN_STEP
 from bitalloc.sensitivity import JointSettings, JointStep, learned_scale_importance
 from bitalloc.sensitivity.limpq import draw, joint_passes, read_indicators
-from bitalloc.space import Candidates, SearchSpace, search_space
+from bitalloc.space import Candidates, SearchSpace
 from bitalloc.training import CheckpointConfig
 from bitalloc.wrap import (
     QuantizerSettings,

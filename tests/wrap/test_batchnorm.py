@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from bitalloc.choices import search_space
 from bitalloc.errors import PolicyError
 from bitalloc.policy import Bits
-from bitalloc.space import Candidates, SearchSpace, search_space
+from bitalloc.space import Candidates, SearchSpace
 from bitalloc.wrap import (
     SwitchableBatchNorm,
     active_bits,

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from bitalloc.choices import search_space
 from bitalloc.errors import PolicyError
 from bitalloc.policy import Bits, Policy
-from bitalloc.space import search_space
 from bitalloc.wrap import QuantizerSettings, active_bits, calibrate, inherit, prepare_joint, quantize, switch
 from bitalloc.wrap.describe import describe
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from bitalloc.choices import search_space
 from bitalloc.errors import PolicyError, QuantizerError
 from bitalloc.policy import Bits, Policy
-from bitalloc.space import search_space
 from bitalloc.wrap import active_bits, calibrate, prepare_joint, quantize, switch
 from bitalloc.wrap.describe import describe
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitalloc.choices import first_last_pins, matching, search_space
 from bitalloc.errors import ConfigError
 from bitalloc.layers import Description
 from bitalloc.models import load_weights
@@ -21,7 +22,7 @@ from bitalloc.pipeline.recipe import Recipe
 from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.placement import to_device
 from bitalloc.policy import Bits
-from bitalloc.space import Candidates, SearchSpace, first_last_pins, matching, search_space
+from bitalloc.space import Candidates, SearchSpace
 from bitalloc.training import Progress, device
 from bitalloc.wrap import QuantizerSettings
 
