@@ -14,7 +14,10 @@ class Budget:
     Attributes:
         name: what the user called it, for example ``bitops`` or ``compression``.
         limit: the largest allowed sum, in the table's unit.
-        table: the cost of every choice.
+        table: the cost of every choice, never negative.
+
+    Raises:
+        BudgetError: the limit is not positive and finite, or a cost is negative; the message names the budget and the layer.
     """
 
     name: str
@@ -24,6 +27,12 @@ class Budget:
     def __post_init__(self) -> None:
         if not 0 < self.limit < math.inf:
             raise BudgetError(f"the budget {self.name!r} is {self.limit}, expected a positive, finite number of {self.unit}.")
+        for layer, row in self.table.values.items():
+            bits = min(row, key=row.__getitem__, default=None)
+            if bits is not None and row[bits] < 0:
+                raise BudgetError(
+                    f"the budget {self.name!r}: layer {layer} at {bits} costs {row[bits]} {self.unit}, expected 0 or more. Mend the table."
+                )
 
     @property
     def unit(self) -> str:

@@ -42,14 +42,15 @@ def search_space(
         overrides: pattern to other candidates for these layers.
         allowed: the pairs that the hardware has, for example ``("w4a4", "w4a8", "w8a8")``; all by default. Pins and overrides are not
             restricted by them.
-        minimum: pattern to the fewest bits of these layers, for example ``{"*.attn.*": "w4a8"}``.
+        minimum: pattern to the fewest bits of these layers, for example ``{"*.attn.*": "w4a8"}``; pins win.
         max_widths: see :class:`SearchSpace`.
         coupling: which layers share a width or a quantizer, see :func:`~bitalloc.coupling.couple`.
         fused_qkv: see :func:`~bitalloc.coupling.couple`.
         depthwise_pointwise: see :func:`~bitalloc.coupling.couple`.
 
     Raises:
-        SpaceError: no layer or no candidate is left, a pattern matches no layer, or tied layers have no width in common.
+        SpaceError: no layer or no candidate is left, a pattern matches no layer, tied layers have no width in common, or a weight
+            tensor that several layers hold is left in floating point in some of them.
     """
     layers = model.layers if isinstance(model, Description) else model
     names = [layer.name for layer in layers]
@@ -65,12 +66,14 @@ def search_space(
         raise SpaceError("no layer is left to quantize: the model has none, or include and exclude leave none.")
     for pattern, candidates in (overrides or {}).items():
         chosen.update(dict.fromkeys(matching(pattern, names), candidates))
+    chosen.update(_weights_only(layers, chosen))
     for pattern, least in (minimum or {}).items():
         chosen.update({name: _at_least(name, chosen[name], _bits(least)) for name in matching(pattern, names)})
     for pattern, bits in (pins or {}).items():
         chosen.update(dict.fromkeys(matching(pattern, names), Candidates.pinned(_bits(bits))))
     chosen.update(dict.fromkeys(excluded, floating))
-    chosen.update({layer.name: Candidates(chosen[layer.name].weight, (FLOAT,)) for layer in layers if layer.weight_only})
+    chosen.update(_weights_only(layers, chosen))
+    _check_same_weight(layers, chosen)
     ties = couple(model, coupling, fused_qkv=fused_qkv, depthwise_pointwise=depthwise_pointwise)
     return _tied(chosen, ties, max_widths)
 
@@ -112,6 +115,22 @@ def _tied(chosen: Mapping[str, Candidates], ties: Ties, max_widths: int | None) 
                 common = set.intersection(*(set(getattr(left[name], side)) for name in group))
                 left.update({name: left[name].only(**{side: common}) for name in group})
     return SearchSpace(left, weight, act, shared, max_widths)
+
+
+def _weights_only(layers: Sequence[LayerInfo], chosen: Mapping[str, Candidates]) -> dict[str, Candidates]:
+    return {layer.name: Candidates(chosen[layer.name].weight, (FLOAT,)) for layer in layers if layer.weight_only}
+
+
+def _check_same_weight(layers: Sequence[LayerInfo], chosen: Mapping[str, Candidates]) -> None:
+    """One tensor cannot be stored in floating point and quantized."""
+    for layer in layers:
+        pair = (layer.same_weight_as, layer.name)
+        floating = [name for name in pair if name and chosen[name].weight == (FLOAT,)]
+        if layer.same_weight_as and len(floating) == 1:
+            raise SpaceError(
+                f"the layers {' and '.join(pair)} hold the same weight tensor, but only {floating[0]} is left in floating point: "
+                "exclude both or neither."
+            )
 
 
 def _at_least(name: str, candidates: Candidates, least: Bits) -> Candidates:

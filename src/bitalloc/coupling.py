@@ -32,7 +32,7 @@ class Requantizations:
     """What an integer runtime must bring to another scale where tensors meet.
 
     Attributes:
-        operands: operands of additions and concatenations whose quantizer is not that of the result.
+        operands: operands of additions and concatenations that layers read at a scale that is not that of the result.
         width_changes: those of them whose width differs from that of the result as well.
         numel: elements of all these operands, for one sample.
     """
@@ -84,7 +84,8 @@ def couple(
 def requantizations(description: Description, bits: Mapping[str, Bits]) -> Requantizations:
     """Counts the operands that an integer runtime must bring to another scale, at the given widths.
 
-    A site has the width of the layers that read it. One that no layer reads takes the scale of what it meets, and costs nothing.
+    A site has the scale of the layers that read it. One that no layer reads takes the scale of what it flows into, or where that has
+    none, of the widest operand that it is made of, and costs nothing. What is in floating point has no scale.
 
     Args:
         description: of the model.
@@ -94,15 +95,21 @@ def requantizations(description: Description, bits: Mapping[str, Bits]) -> Requa
         SpaceError: a layer that reads a meeting site has no widths.
     """
     sites = {site.name: site for site in description.sites}
+    widths = {name: _width(site.readers, bits) for name, site in sites.items()}
+    scale = {name: None if width is None else name for name, width in widths.items()}
+    for meeting in reversed(description.meetings):  # backwards, so that a sum of sums finds the scale of the last one
+        for name in meeting.operands:
+            scale[name] = scale[name] or scale[meeting.result]
     operands = changes = numel = 0
     for meeting in description.meetings:
-        result = _width(sites[meeting.result].readers, bits)
-        for name in meeting.operands:
-            width = _width(sites[name].readers, bits)
-            if name != meeting.result and width is not None and FLOAT not in (width, result):
-                operands += 1
-                changes += result is not None and width != result
-                numel += sites[name].numel
+        own = [name for name in dict.fromkeys(meeting.operands) if widths[name] not in (None, FLOAT)]
+        target = scale[meeting.result] or max(own, key=lambda name: widths[name] or 0, default=None)
+        if target is None or widths[target] == FLOAT:
+            continue
+        moved = [name for name in own if name not in (target, meeting.result)]
+        operands += len(moved)
+        changes += sum(widths[name] != widths[target] for name in moved)
+        numel += sum(sites[name].numel for name in moved)
     return Requantizations(operands, changes, numel)
 
 

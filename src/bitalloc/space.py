@@ -116,6 +116,16 @@ class SearchSpace:
         """Names of the layers that have something to choose."""
         return tuple(name for name, c in self.candidates.items() if len(c.pairs) > 1)
 
+    def uniform(self, bits: Bits) -> dict[str, Bits]:
+        """Every layer at ``bits``, which need not be candidates; what has no choice, weights or activations, keeps its width."""
+        return {
+            name: Bits(
+                c.weight[0] if len(c.weight) == 1 else bits.weight,
+                c.act[0] if len(c.act) == 1 else bits.act,
+            )
+            for name, c in self.candidates.items()
+        }
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with schema and version."""
         return {
@@ -157,6 +167,8 @@ class Table:
 
     def __post_init__(self) -> None:
         for name, row in self.values.items():
+            if all(map(math.isfinite, row.values())):
+                continue
             for bits, value in row.items():
                 if not math.isfinite(value):
                     raise SpaceError(f"the {self.unit} of layer {name} at {bits} is {value}, expected a finite number.")
@@ -209,7 +221,7 @@ def check_tie(candidates: Mapping[str, Candidates], side: str, group: Sequence[s
         widths = "; ".join(f"{name} {', '.join(map(str, getattr(candidates[name], side)))}" for name in group)
         raise SpaceError(
             f"the layers {', '.join(group)} are tied but have no {side} width in common: {widths}. "
-            "Give them common candidates, or choose another coupling."
+            "Give them common candidates or pins, or choose another coupling."
         )
 
 

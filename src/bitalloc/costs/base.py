@@ -35,7 +35,7 @@ class Cost(ABC):
             SpaceError: ``layers`` and ``space`` are not about the same layers; the message names those that differ.
         """
         known = by_name(layers)
-        _check_same(known, space)
+        check_same(known, space)
         rows = {name: {bits: self._value(known[name], bits) for bits in choices.pairs} for name, choices in space.candidates.items()}
         return Table(rows, self.unit)
 
@@ -56,7 +56,8 @@ class Cost(ABC):
         """The cost of ``layer`` at ``bits``, finite and not negative."""
 
 
-def _check_same(known: Mapping[str, LayerInfo], space: SearchSpace) -> None:
+def check_same(known: Mapping[str, LayerInfo], space: SearchSpace) -> None:
+    """Raises SpaceError, naming the layers, unless both are about the same layers."""
     undescribed = [name for name in space.candidates if name not in known]
     if undescribed:
         raise SpaceError(f"the search space has layers that the description lacks: {', '.join(undescribed)}. Describe the model again.")

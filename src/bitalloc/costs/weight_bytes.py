@@ -11,11 +11,11 @@ from bitalloc.policy import Bits
 class WeightBytes(Cost):
     """ceil(weights x weight bits / 8) bytes a layer: its weights packed without gaps; 4 bytes a weight in floating point.
 
-    Only weights are counted. Biases, normalisation layers and the quantizers' step sizes are not: they stay in floating
-    point at every choice, so they change no decision, but a file on disk holds them too.
+    Only weights are counted, as in published compression ratios; :class:`ModelBytes` adds step sizes and biases. A tensor that several
+    layers hold, such as a tied embedding, counts once, with the first of them.
     """
 
     unit: ClassVar[str] = "weight_bytes"
 
     def _value(self, layer: LayerInfo, bits: Bits) -> float:
-        return float(-(-layer.weight_numel * bits.weight // 8))
+        return 0.0 if layer.same_weight_as else float(-(-layer.weight_numel * bits.weight // 8))

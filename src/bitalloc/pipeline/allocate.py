@@ -1,20 +1,20 @@
 """From indicators and budgets to a policy: scores, costs and the exact search in one call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bitalloc.budget import Budget
-from bitalloc.costs import BitOps, WeightBytes, resolve_budgets, uniform_bits_of
+from bitalloc.costs import BitOps, BudgetSpec, Costs, uniform_bits_of
+from bitalloc.coupling import requantizations
 from bitalloc.errors import InfeasibleError
 from bitalloc.layers import Description
 from bitalloc.policy import Bits, Policy
-from bitalloc.search import Problem, Solution, reversed_assignment, solve, uniform
+from bitalloc.search import BudgetUse, Problem, Solution, reversed_assignment, solve, uniform
 from bitalloc.sensitivity import Alpha, Change, Indicators
 from bitalloc.space import SearchSpace, Table
 
 Projection = Literal["isotonic", "erase", "none"]
-BudgetSpec = Mapping[str, str | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Allocation:
     Attributes:
         policy: the best widths inside the budgets.
         solution: status, objective, bound, and use of every budget.
+        uses: what the policy uses of every budget, one entry a budget; the solution has one for every moment of a peak.
+        costs: how everything is counted, for other budgets and policies too.
         uniform: the uniform policy inside the same budgets.
         alpha: factor between the halves of the score.
         changes: indicators that the projection replaced.
@@ -33,6 +35,8 @@ class Allocation:
 
     policy: Policy
     solution: Solution
+    uses: tuple[BudgetUse, ...]
+    costs: Costs
     uniform: Policy
     alpha: Alpha
     changes: tuple[Change, ...]
@@ -50,6 +54,8 @@ def allocate(
     projection: Projection = "isotonic",
     uniform_bits: Bits | None = None,
     uniform_space: SearchSpace | None = None,
+    tables: Mapping[str, Table] | None = None,
+    per_channel: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Allocation:
     """The best policy inside the budgets, and the uniform one beside it.
@@ -58,13 +64,16 @@ def allocate(
         indicators: importance of every layer at every width, for example from ``measure``.
         description: of the model.
         space: the candidates of every layer.
-        budgets: ``bitops``, ``weight_bytes``, ``compression`` to limits, see :func:`bitalloc.costs.resolve_budgets`.
+        budgets: ``bitops``, ``compression``, ``peak_activation_bytes`` and so on to limits, see
+            :func:`bitalloc.costs.resolve_budgets`.
         alpha: factor on the weights' half of the score; by default the one that balances the halves.
         projection: ``isotonic`` replaces indicators that grow with the width, ``erase`` forbids them as published, ``none`` takes
             them as they are.
         uniform_bits: widths of the uniform policy; by default those that a budget names, else the largest that fit.
         uniform_space: the space that the uniform policy, and budgets written like one, are from; default ``space``. It may pin layers
             that ``space`` leaves free.
+        tables: costs that were measured, by the name that ``budgets`` calls them, see :func:`bitalloc.costs.load_table`.
+        per_channel: whether weights have one step size an output channel, for the budget ``model_bytes``; one a tensor by default.
         provenance: JSON values to keep in the policy.
 
     Raises:
@@ -73,20 +82,24 @@ def allocate(
         SpaceError: indicators are missing.
     """
     even_space = uniform_space or space
-    limits = resolve_budgets(budgets, description.layers, space, even_space.pinned)
+    costs = Costs(description, space, tables, per_channel=per_channel)
+    limits = costs.budgets(budgets, even_space)
     projected, changes = project(indicators, projection)
     # From the isotonic indicators whatever the projection: an erased point would blow up the range.
     factor = indicators.isotonic()[0].automatic_alpha() if alpha is None else Alpha(alpha, "as requested")
     problem = Problem(space, projected.table(factor.value, space), limits)
     solution = solve(problem)
-    even = uniform_policy(limits, budgets, description, even_space, uniform_bits)
+    even_costs = Costs(description, even_space, tables, per_channel=per_channel)
+    even = uniform_policy(limits, budgets, even_costs, even_space, uniform_bits)
     common = {"not_counted": [entry.name for entry in description.not_counted], "requested": dict(budgets), **(provenance or {})}
     measured = dict(indicators.provenance)
     how = {"method": measured.get("method", "search"), "alpha": factor.value, "projection": projection, "indicators": measured}
     return Allocation(
-        policy=solution.policy(description.layers, {**common, **how}),
+        policy=_policy(solution, description, space, costs, {**common, **how}),
         solution=solution,
-        uniform=even.policy(description.layers, {**common, "method": "uniform"}),
+        uses=budget_uses(solution, costs),
+        costs=costs,
+        uniform=_policy(even, description, even_space, even_costs, {**common, "method": "uniform"}),
         alpha=factor,
         changes=changes,
         convention=bitops_convention(description, space, even_space),
@@ -94,25 +107,21 @@ def allocate(
     )
 
 
-def uniform_policy(
-    limits: Sequence[Budget], budgets: BudgetSpec, description: Description, space: SearchSpace, bits: Bits | None = None
-) -> Solution:
+def uniform_policy(limits: Sequence[Budget], budgets: BudgetSpec, costs: Costs, space: SearchSpace, bits: Bits | None = None) -> Solution:
     """The uniform policy inside ``limits``, from ``space``.
 
     Args:
         limits: the resolved budgets, over this or another space of the same layers.
         budgets: as they were written; a pair in them is the first choice.
-        description: of the model.
+        costs: of the model, over ``space``.
         space: the candidates of every layer.
         bits: the pair that it must have.
 
     Raises:
         InfeasibleError: no uniform policy, or not the one with ``bits``, is inside the limits.
     """
-    costs = {cost.unit: cost.table(description.layers, space) for cost in (BitOps(), WeightBytes())}
-    problem = Problem(space, flat_score(space), tuple(Budget(b.name, b.limit, costs[b.unit]) for b in limits))
-    even = uniform(problem, bits or uniform_bits_of(budgets))
-    if bits is not None and any(even.bits[name] != bits for name in space.free):
+    even = uniform(Problem(space, flat_score(space), costs.recounted(limits)), bits or uniform_bits_of(budgets))
+    if bits is not None and even.bits != space.uniform(bits):
         raise InfeasibleError(
             f"the uniform policy {bits} is not inside the budgets, or not among the candidates of all layers; "
             f"the largest that is: {even.bits[space.free[0]]}."
@@ -137,7 +146,15 @@ def flat_score(space: SearchSpace) -> Table:
 def reversed_policy(allocation: Allocation, description: Description) -> Policy:
     """LIMPQ's sanity check: inside the same budgets the most important layers get the fewest bits."""
     kept = {key: allocation.policy.provenance[key] for key in ("not_counted", "requested")}
-    return reversed_assignment(allocation.problem).policy(description.layers, {**kept, "method": "reversed"})
+    turned = reversed_assignment(allocation.problem)
+    return _policy(turned, description, allocation.problem.space, allocation.costs, {**kept, "method": "reversed"})
+
+
+def budget_uses(solution: Solution, costs: Costs) -> tuple[BudgetUse, ...]:
+    """The use of every budget, one entry a name: a peak is limited at several moments, and used as a whole."""
+    first = {use.name: use for use in reversed(solution.budgets)}
+    used = {name: costs.used(name, solution.bits) for name in dict.fromkeys(use.name for use in solution.budgets)}
+    return tuple(replace(first[name], used=value, slack=max(first[name].limit - value, 0.0)) for name, value in used.items())
 
 
 def project(indicators: Indicators, projection: Projection) -> tuple[Indicators, tuple[Change, ...]]:
@@ -145,3 +162,11 @@ def project(indicators: Indicators, projection: Projection) -> tuple[Indicators,
     if projection == "isotonic":
         return indicators.isotonic()
     return indicators.erased() if projection == "erase" else (indicators, ())
+
+
+def _policy(solution: Solution, description: Description, space: SearchSpace, costs: Costs, provenance: Mapping[str, Any]) -> Policy:
+    policy = solution.policy(description.layers, provenance, shared_inputs=space.shared_inputs)
+    found: dict[str, Any] = {"budgets": [asdict(use) for use in budget_uses(solution, costs)]}
+    if description.meetings:
+        found["requantizations"] = asdict(requantizations(description, policy.bits))
+    return replace(policy, provenance={**policy.provenance, **found})

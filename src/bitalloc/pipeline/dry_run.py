@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bitalloc.costs import resolve_budgets
+from bitalloc.choices import matching
 from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, SpaceError
 from bitalloc.layers import Description
 from bitalloc.pipeline.allocate import bitops_convention, flat_score, uniform_policy
@@ -60,8 +60,10 @@ def check_plan(work: Workspace, description: Description) -> list[dict[str, Any]
     space, reference = work.space(description), work.uniform_space(description)
     if not space.free:
         raise SpaceError("every layer has one candidate only, so there is nothing to search: give at least two bit-widths.")
+    for pattern in work.recipe.quantizers.act_grids:
+        matching(pattern, [layer.name for layer in description.layers])
     _check_joint_start(work, space, reference)
-    return [{"name": level.name, "budgets": _check_level(level, description, space, reference)} for level in work.recipe.levels]
+    return [{"name": level.name, "budgets": _check_level(work, level, description)} for level in work.recipe.levels]
 
 
 def _check_joint_start(work: Workspace, space: SearchSpace, reference: SearchSpace) -> None:
@@ -77,15 +79,18 @@ def _check_joint_start(work: Workspace, space: SearchSpace, reference: SearchSpa
             )
 
 
-def _check_level(level: LevelSection, description: Description, space: SearchSpace, reference: SearchSpace) -> list[dict[str, Any]]:
+def _check_level(work: Workspace, level: LevelSection, description: Description) -> list[dict[str, Any]]:
+    space, reference = work.space(description), work.uniform_space(description)
     uniform_bits = None if level.uniform is None else Bits.parse(level.uniform)
     try:
-        budgets = resolve_budgets(level.budgets, description.layers, space, reference.pinned)
+        budgets = work.costs(description, space).budgets(level.budgets, reference)
         solve(Problem(space, flat_score(space), budgets))
-        uniform_policy(budgets, level.budgets, description, reference, uniform_bits)
+        uniform_policy(budgets, level.budgets, work.costs(description, reference), reference, uniform_bits)
     except (BudgetError, InfeasibleError) as error:
         raise type(error)(f"level {level.name}: {error}") from error
-    return [{"name": b.name, "limit": b.limit, "unit": b.unit, "smallest": _smallest(b.table)} for b in budgets]
+    # A peak is several sums of one name, of which the largest counts.
+    smallest = {b.name: max(_smallest(other.table) for other in budgets if other.name == b.name) for b in budgets}
+    return [{"name": b.name, "limit": b.limit, "unit": b.unit, "smallest": smallest[b.name]} for b in {b.name: b for b in budgets}.values()]
 
 
 def _check_model(work: Workspace, description: Description) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bitalloc.coupling import Coupling
 from bitalloc.errors import BitallocError, ConfigError
 from bitalloc.pipeline.recipe_errors import sentence
 from bitalloc.policy import WIDTHS, Bits
@@ -100,6 +101,12 @@ class SpaceSection(_Section):
         pins: layer pattern to widths.
         include: patterns of the layers to quantize.
         exclude: patterns of layers left in floating point.
+        coupling: which layers share a width or a quantizer: ``strict``, ``shared-input`` or ``free``, see :func:`bitalloc.couple`.
+        fused_qkv: one weight width for the Q, K and V projections of an attention; by default only if ``strict``.
+        depthwise_pointwise: the same widths for a depthwise convolution and the pointwise one after it.
+        allowed_pairs: pairs of widths that the hardware has; all by default. Pins are not restricted by them.
+        minimum: layer pattern to the fewest bits that it may get.
+        max_widths: at most that many different weight widths, and activation widths, in the whole network; no limit by default.
     """
 
     weight: Widths = Field(default=(6, 5, 4, 3, 2), min_length=1)
@@ -110,6 +117,12 @@ class SpaceSection(_Section):
     pins: dict[str, BitsText] = Field(default_factory=dict)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    coupling: Coupling = "shared-input"
+    fused_qkv: bool | None = None
+    depthwise_pointwise: bool = False
+    allowed_pairs: tuple[BitsText, ...] | None = Field(default=None, min_length=1)
+    minimum: dict[str, BitsText] = Field(default_factory=dict)
+    max_widths: int | None = Field(default=None, ge=1)
 
 
 class QuantizerSection(_Section):
@@ -117,6 +130,7 @@ class QuantizerSection(_Section):
 
     per_channel: bool = False
     act_gradient: Literal["features", "batch"] = "features"
+    act_grids: dict[str, Literal["auto", "unsigned", "signed", "asymmetric"]] = Field(default_factory=dict)
 
 
 class MeasureSection(_Section):
@@ -158,7 +172,8 @@ class LevelSection(_Section):
 
     Attributes:
         name: names the level in the summary, and the folder of every level but the first.
-        budgets: ``bitops``, ``weight_bytes`` or ``compression`` to a limit: a number, a number with a unit, or like ``w3a4``.
+        budgets: ``bitops``, ``compression``, ``peak_activation_bytes`` and so on, or the name of a table, to a limit, see
+            :func:`bitalloc.resolve_budgets`.
         uniform: widths of the uniform policy to compare with; by default those that a budget names, else the largest that fit.
         reversed: also fine-tune the reversed assignment, as a sanity check of the metric.
     """
@@ -182,6 +197,8 @@ class FinetuneSection(_Section):
         distillation: weight of the float model's soft output in the loss, 0 to 1; 0 learns from labels only.
         temperature: of the distillation.
         start: ``float`` starts from the float weights, ``joint`` from the joint training's.
+        fold_batch_norms: fold batch norms into the layers in front of them before the fine-tuning, where that is exact; they are
+            folded at export in any case.
         batchnorm_images: training images that batch-norm statistics are estimated on anew at the end; 0 keeps the running ones.
     """
 
@@ -194,11 +211,18 @@ class FinetuneSection(_Section):
     distillation: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     start: Literal["float", "joint"] = "float"
+    fold_batch_norms: bool = False
     batchnorm_images: int = Field(default=4096, ge=0)
 
     @model_validator(mode="after")
     def _warms_up(self) -> Self:
         return _check_warmup(self, self.warmup_epochs, self.epochs)
+
+    @model_validator(mode="after")
+    def _has_what_it_starts_from(self) -> Self:
+        if self.fold_batch_norms and self.start == "joint":
+            raise ValueError('fold_batch_norms needs start = "float": the joint training has batch norms, which a folded network lacks')
+        return self
 
 
 class Recipe(_Section):
@@ -215,6 +239,7 @@ class Recipe(_Section):
         batch_size: images a step.
         calibration_batches: batches that initialise the activation quantizers.
         seed: of everything random.
+        tables: name of a budget to the file of its costs, see :func:`bitalloc.costs.load_table`; relative to the recipe's folder.
         float: the float model (key ``float`` in the file).
     """
 
@@ -227,6 +252,7 @@ class Recipe(_Section):
     batch_size: int = Field(default=128, gt=0)
     calibration_batches: int = Field(default=8, gt=0)
     seed: int = Field(default=0, ge=0)
+    tables: dict[str, str] = Field(default_factory=dict)
     float_: FloatSection = Field(default_factory=FloatSection, alias="float")
     space: SpaceSection = Field(default_factory=SpaceSection)
     quantizers: QuantizerSection = Field(default_factory=QuantizerSection)
@@ -263,7 +289,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"{path}: two levels are named {', '.join(repeated)}; give each its own name.")
-    return recipe
+    return recipe.model_copy(update={"tables": {name: str(path.parent / file) for name, file in recipe.tables.items()}})
 
 
 def _keys() -> list[str]:

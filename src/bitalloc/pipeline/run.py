@@ -156,14 +156,20 @@ def _importance(work: Workspace) -> Task:
 def _search(work: Workspace, level: LevelSection) -> Task:
     recipe, folder = work.recipe, work.folder
     names = (*(policy_file(kind) for kind in result_tasks.kinds(level)), "search.json")
-    choices = {"alpha": recipe.measure.alpha, "projection": recipe.measure.projection, "level": level.model_dump()}
+    choices = {
+        "alpha": recipe.measure.alpha,
+        "projection": recipe.measure.projection,
+        "level": level.model_dump(),
+        "tables": list(recipe.tables),
+        "per_channel": recipe.quantizers.per_channel,
+    }
     return Task(
         f"search/{level.name}",
         "search",
         lambda _: result_tasks.search(work, level),
         tuple(folder.level_path(level, name) for name in names),
         lambda: {**_space(work), **choices},
-        (folder.path("layers.json"), folder.path("importance.json")),
+        (folder.path("layers.json"), folder.path("importance.json"), *map(Path, recipe.tables.values())),
     )
 
 
@@ -173,9 +179,10 @@ def _finetune(work: Workspace, level: LevelSection, kind: str) -> Task:
     def values() -> dict[str, Any]:
         # Of the policy only what decides the result: not how good the search found it.
         policy = training_tasks.load_policy(work, level, kind)
-        chosen = {name: [str(bits), list(policy.weight_shapes[name])] for name, bits in policy.bits.items()}
+        chosen: dict[str, Any] = {name: [str(bits), list(policy.weight_shapes[name])] for name, bits in policy.bits.items()}
+        shared = [list(group) for group in policy.shared_inputs]
         searched = _space(work) if _joint(work) else {}
-        return {**_quantized(work), **searched, "finetune": work.recipe.finetune.model_dump(), "policy": chosen}
+        return {**_quantized(work), **searched, "finetune": work.recipe.finetune.model_dump(), "policy": chosen, "shared": shared}
 
     return Task(
         f"finetune/{level.name}/{kind}",

@@ -1,13 +1,14 @@
 """``summary.json``: what a run gave, in one file."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from bitalloc import __version__
-from bitalloc.costs import BitOps, WeightBytes
+from bitalloc.coupling import requantizations
 from bitalloc.errors import FileError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
@@ -79,10 +80,10 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
             raise FileError(f"{model} is not the file that was compared with PyTorch: it was truncated or edited.")
     widths = policy.as_text()
     edited = widths != search.get("policy", widths)
-    used = {cost.unit: cost.total(description.layers, policy.bits) for cost in (BitOps(), WeightBytes())}
+    costs = work.costs(description, work.space(description))
     return {
         "name": level.name,
-        "budgets": [_use(budget, used[budget["unit"]]) for budget in search["budgets"]] if edited else search["budgets"],
+        "budgets": [_use(budget, costs.used(budget["name"], policy.bits)) for budget in search["budgets"]] if edited else search["budgets"],
         "policy_edited": edited,
         "search_status": search["status"],
         "search_bound": search["bound"],
@@ -93,8 +94,10 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         "projected": [_change(change) for change in search.get("changes", [])],
         "mean_weight_bits": policy.mean_weight_bits(),
         "mean_act_bits": mean_act_bits(policy, description),
-        "weight_bytes": used["weight_bytes"],
-        "bitops": used["bitops"],
+        "weight_bytes": costs.used("weight_bytes", policy.bits),
+        "bitops": costs.used("bitops", policy.bits),
+        "model_bytes": costs.used("model_bytes", policy.bits),
+        "requantizations": asdict(requantizations(description, policy.bits)),
         **top1,
         "mixed_valid_top1": finetune["valid_top1"],
         "uniform_valid_top1": report("uniform_finetune.json", "valid_top1")["valid_top1"],

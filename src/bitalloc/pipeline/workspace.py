@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitalloc.choices import first_last_pins, matching, search_space
+from bitalloc.choices import first_last_pins, search_space
+from bitalloc.costs import Costs, load_table
 from bitalloc.errors import ConfigError
 from bitalloc.layers import Description
 from bitalloc.models import load_weights
@@ -22,7 +23,7 @@ from bitalloc.pipeline.recipe import Recipe
 from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.placement import to_device
 from bitalloc.policy import Bits
-from bitalloc.space import Candidates, SearchSpace
+from bitalloc.space import Candidates, SearchSpace, Table
 from bitalloc.training import Progress, device
 from bitalloc.wrap import QuantizerSettings
 
@@ -140,26 +141,54 @@ class Workspace:
     def space(self, description: Description) -> SearchSpace:
         """The search space that the recipe and the layers give."""
         section = self.recipe.space
-        reference = self.uniform_space(description)
-        if not section.first_last_candidates:
-            return reference
         widths = section.first_last_candidates
-        ends = {name: Candidates(widths, widths) for name in (*description.last, *description.first)}
+        if not widths:
+            return self.uniform_space(description)
+        allowed = None if section.allowed_pairs is None else frozenset(Bits.parse(pair) for pair in section.allowed_pairs)
+        ends = {name: Candidates(widths, widths, allowed) for name in (*description.last, *description.first)}
         if section.first_act is not None:
             ends |= dict.fromkeys(description.first, Candidates(widths, (section.first_act,)))
         # What the user pinned or excluded by a pattern stays so, at the ends of the network too.
-        names = list(reference.candidates)
-        settled = {name for pattern in (*section.pins, *section.exclude) for name in matching(pattern, names)}
-        free_ends = {name: candidates for name, candidates in ends.items() if name not in settled}
-        return replace(reference, candidates={**reference.candidates, **free_ends})
+        return self._space(description, section.pins, ends)
 
     def uniform_space(self, description: Description) -> SearchSpace:
         """The search space with the first and last layers pinned, which the uniform policy is from."""
         section = self.recipe.space
-        pins = {pattern: Bits.parse(bits) for pattern, bits in section.pins.items()}
+        pins: Mapping[str, Bits | str] = section.pins
         if section.first_last:
-            pins = first_last_pins(description, Bits.parse(section.first_last), first_act=section.first_act) | pins
-        return search_space(description.layers, section.weight, section.act, pins=pins, include=section.include, exclude=section.exclude)
+            pins = {**first_last_pins(description, Bits.parse(section.first_last), first_act=section.first_act), **pins}
+        return self._space(description, pins, {})
+
+    def _space(self, description: Description, pins: Mapping[str, Bits | str], overrides: Mapping[str, Candidates]) -> SearchSpace:
+        section = self.recipe.space
+        return search_space(
+            description,
+            section.weight,
+            section.act,
+            pins=pins,
+            include=section.include,
+            exclude=section.exclude,
+            overrides=overrides,
+            allowed=section.allowed_pairs,
+            minimum=section.minimum,
+            max_widths=section.max_widths,
+            coupling=section.coupling,
+            fused_qkv=section.fused_qkv,
+            depthwise_pointwise=section.depthwise_pointwise,
+        )
+
+    def space_options(self) -> dict[str, Any]:
+        """What the recipe says about ties and hardware, for the provenance of policies."""
+        names = ("coupling", "fused_qkv", "depthwise_pointwise", "allowed_pairs", "minimum", "max_widths")
+        return self.recipe.space.model_dump(mode="json", include=set(names))
+
+    def tables(self) -> dict[str, Table]:
+        """The costs that the recipe reads from files, by the name of their budget."""
+        return {name: load_table(Path(file)) for name, file in self.recipe.tables.items()}
+
+    def costs(self, description: Description, space: SearchSpace) -> Costs:
+        """How the budgets of the recipe are counted over a space."""
+        return Costs(description, space, self.tables(), per_channel=self.recipe.quantizers.per_channel)
 
     def quantizers(self) -> QuantizerSettings:
         """How layers are quantized."""
