@@ -17,7 +17,7 @@ def test_the_version_is_printed(project: Any) -> None:
     assert project.good("--version").stdout == f"bitalloc {bitalloc.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in ("run", *STAGES))])
+@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in ("run", *STAGES, "frontier", "explain"))])
 def test_help_is_there_for_every_command(project: Any, arguments: tuple[str, ...]) -> None:
     text = project.good(*arguments).stdout
     assert all(word in text for word in (STAGES if arguments == ("--help",) else ("RECIPE.toml", "--out", "--json", "--quiet")))
@@ -27,8 +27,11 @@ def test_json_is_all_that_is_printed_on_standard_output(finished: Path, project:
     for command in ("run", *STAGES):
         result = project.good(command, "recipe.toml", "--out", "out", "--json")
         value = json.loads(result.stdout)
-        wanted = "summary.json" if command == "run" else {"describe": "layers.json", "measure": "importance.json"}.get(command)
-        if wanted:
+        wanted = "summary.json" if command == "run" else {"measure": "importance.json"}.get(command)
+        if command == "describe":
+            layers = json.loads((finished / "layers.json").read_text())["layers"]
+            assert [{**layer, **there} for layer, there in zip(layers, value["layers"], strict=True)] == value["layers"]
+        elif wanted:
             assert value == json.loads((finished / wanted).read_text())
         elif command in ("search", "finetune", "export"):
             assert set(value) == {"first", "second"}

@@ -27,7 +27,13 @@ def _joined(text: str) -> str:
 
 def _layer(name: str, **changed: Any) -> dict[str, Any]:
     base = {"name": name, "kind": "conv2d", "weight_shape": [2048, 1024, 1, 1], "macs": 102_760_448, "weight_numel": 2_097_152}
-    return {**base, "groups": 1, "calls": 1, **changed}
+    shares = {"macs_share": 0.25, "bitops_share": 0.125, "weight_bytes_share": 0.5}
+    return {**base, **shares, "groups": 1, "calls": 1, "tied_weights": [], "tied_activations": [], "note": "", **changed}
+
+
+def _layers(layers: list[dict[str, Any]], not_counted: list[dict[str, Any]]) -> dict[str, Any]:
+    count = {"operands": 3, "width_changes": 1, "numel": 4096}
+    return {"layers": layers, "not_counted": not_counted, "meetings": [{}, {}], "requantizations": count}
 
 
 def _level(name: str, **changed: Any) -> dict[str, Any]:
@@ -73,27 +79,42 @@ def test_the_summary(width: int, levels: list[str]) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_layers(width: int) -> None:
-    norms = [{"name": f"layer{k}.bn", "type": "BatchNorm2d", "reason": "normalisation"} for k in range(40)]
-    other = [{"name": "", "type": "Net", "reason": "its own parameter scale"}]
-    report = {"layers": [_layer("layer4.0.downsample.0"), _layer("fc", kind="conv_transpose2d")], "not_counted": norms + other}
+    norms = [{"name": f"layer{k}.bn", "type": "BatchNorm2d", "reason": "normalisation", "macs": 0} for k in range(40)]
+    other = [{"name": "", "type": "Net", "reason": "its own parameter scale", "macs": 1_234}]
+    report = _layers([_layer("layer4.0.downsample.0"), _layer("fc", kind="linear", note="pinned at w8a8")], norms + other)
     text = _text(tables.layers_table(report), width)
     (line,) = (line for line in text.splitlines() if "downsample" in line)
-    assert line.split() == ["layer4.0.downsample.0", "conv2d", "2048x1024x1x1", "102,760,448", "2,097,152"]
+    assert line.split() == ["layer4.0.downsample.0", "conv2d", "2048x1024x1x1", "102,760,448", "2,097,152", "12.5%", "50.0%"]
     # One paragraph a reason, with all names.
     assert text.count("not counted") == 2
     assert all(f"layer{k}.bn" in text for k in range(40))
-    assert "not counted (Net, its own parameter scale): (the model itself)" in text
+    assert "not counted (Net, its own parameter scale): (the model itself), 1,234 MACs" in text
+    assert "fc: pinned at w8a8" in text
+    assert "2 additions and concatenations" in text
+    assert "3 operands (4,096 elements)" in " ".join(text.split())
+    assert "tie" not in text
     assert "groups" not in text
     assert "calls" not in text
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_layer_name_is_folded_and_never_cut(width: int) -> None:
-    report = {"layers": [_layer(LONG, groups=960, calls=2)], "not_counted": []}
+    report = _layers([_layer(LONG, groups=960, calls=2)], [])
     text = _text(tables.layers_table(report), width)
     header = next(line for line in text.splitlines() if "kind" in line)
     assert LONG in "".join(line[: header.index("kind")].strip() for line in text.splitlines())
     assert "960" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tied_layers_share_a_label_that_is_explained(width: int) -> None:
+    query, key = _layer("query", tied_activations=["key"]), _layer("key", tied_activations=["query"], tied_weights=["head"])
+    text = _text(tables.layers_table(_layers([query, key, _layer("head", tied_weights=["key"])], [])), width)
+    rows = {name: next(line for line in text.splitlines() if line.split()[:1] == [name]).split() for name in ("query", "key", "head")}
+    shared = next(label for label in rows["query"] if f"{label}: one activation width for query, key" in text)
+    assert shared in rows["key"]
+    assert shared not in rows["head"]
+    assert "one weight width for key, head" in text
 
 
 @pytest.mark.parametrize("width", WIDTHS)

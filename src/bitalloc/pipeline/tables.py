@@ -38,21 +38,61 @@ def summary_table(summary: Json) -> RenderableType:
 
 
 def layers_table(report: Json) -> RenderableType:
-    """``layers.json``: the layers, then what is not counted, by reason."""
+    """The report of ``describe``: the layers, what is tied, then what is not counted, by reason."""
     layers = report["layers"]
-    columns = ["layer", "kind", "weight shape", "MACs", "weights"]
     # Columns that say nothing on most models are left out there.
     extra = [key for key in ("groups", "calls") if any(layer[key] != 1 for layer in layers)]
-    table = _table([*columns, *extra], left=("layer", "kind"))
+    tie_names, tie_lines = _ties(layers)
+    columns = ["layer", "kind", "weight shape", "MACs", "weights", "BitOps", "bytes", *extra, *(["tie"] if tie_names else [])]
+    table = _table(columns, left=("layer", "kind", "tie"))
+    table.padding = (0, 0, 0, 0)  # so that the names of ResNet-50 stay whole in 80 columns
     for layer in layers:
+        shares = (f"{100 * layer[key]:.1f}%" for key in ("bitops_share", "weight_bytes_share"))
+        counts = (f"{layer['macs']:,}", f"{layer['weight_numel']:,}", *shares, *(str(layer[key]) for key in extra))
         shape = "x".join(map(str, layer["weight_shape"]))
-        counts = (f"{layer['macs']:,}", f"{layer['weight_numel']:,}", *(str(layer[key]) for key in extra))
-        table.add_row(Text(layer["name"]), layer["kind"], shape, *counts)
+        table.add_row(Text(layer["name"]), layer["kind"], shape, *counts, *([tie_names.get(layer["name"], "")] if tie_names else []))
     reasons: dict[str, list[str]] = {}
     for entry in report["not_counted"]:
-        reasons.setdefault(f"{entry['type']}, {entry['reason']}", []).append(entry["name"] or "(the model itself)")
-    title = f"{len(layers)} quantizable layers; MACs of one sample"
-    return Group(title, table, *_texts(f"not counted ({reason}): {', '.join(names)}" for reason, names in reasons.items()))
+        macs = f", {entry['macs']:,} MACs" if entry["macs"] else ""
+        reasons.setdefault(f"{entry['type']}, {entry['reason']}", []).append(f"{entry['name'] or '(the model itself)'}{macs}")
+    title = f"{len(layers)} quantizable layers; MACs of one sample; shares of BitOps and bytes with the free layers at w4a4"
+    notes = [f"{layer['name']}: {layer['note']}" for layer in layers if layer["note"]]
+    left_out = [f"not counted ({reason}): {', '.join(names)}" for reason, names in reasons.items()]
+    return Group(title, table, *_texts([*notes, *tie_lines, _meetings(report), *left_out]))
+
+
+def uniform_table(report: Json) -> RenderableType:
+    """The report of ``describe``: what uniform widths would cost."""
+    table = _table(["uniform", "BitOps", "weight bytes", "compression"], left=("uniform",))
+    for row in report["uniform"]:
+        table.add_row(row["bits"], _amount(row["bitops"]), _amount(row["weight_bytes"]), f"{row['compression']:.2f}x")
+    return Group(table, *_texts([report["bitops_convention"]]))
+
+
+def _ties(layers: Sequence[Json]) -> tuple[dict[str, str], list[str]]:
+    """A short label of the ties of every tied layer, and a line that explains each label."""
+    groups = [
+        (side, tuple(other["name"] for other in layers if other["name"] in {layer["name"], *layer[key]}))
+        for side, key in (("W", "tied_weights"), ("A", "tied_activations"))
+        for layer in layers
+        if layer[key]
+    ]
+    labels = {group: f"{group[0]}{index}" for index, group in enumerate(dict.fromkeys(groups), start=1)}
+    names: dict[str, list[str]] = {}
+    for (_, members), label in labels.items():
+        for name in members:
+            names.setdefault(name, []).append(label)
+    what = {"W": "one weight width", "A": "one activation width"}
+    lines = [f"{label}: {what[side]} for {', '.join(members)}" for (side, members), label in labels.items()]
+    return {name: " ".join(found) for name, found in names.items()}, lines
+
+
+def _meetings(report: Json) -> str:
+    count = report["requantizations"]
+    return (
+        f"{len(report['meetings'])} additions and concatenations of activations; an integer runtime brings {count['operands']} operands "
+        f"({count['numel']:,} elements) to another scale there, {count['width_changes']} of them to another width (free layers at w4a4)"
+    )
 
 
 def policy_table(reports: Json) -> RenderableType:
@@ -116,7 +156,8 @@ def _use(budget: Json) -> str:
 
 
 def _amount(value: float) -> str:
-    return f"{value:,.0f}"
+    """Whole numbers of bytes and BitOps, but four digits of 2.796 bits or 3.5 ms."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:,.4g}"
 
 
 def _status(level: Json) -> str:

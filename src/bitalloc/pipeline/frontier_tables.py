@@ -1,0 +1,41 @@
+"""Frontier and surface as text. Every function takes the JSON that ``--json`` would print."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Json = Mapping[str, Any]
+
+
+def frontier_table(report: Json) -> RenderableType:
+    """``frontier.json``: a line a point, with the layers that change from the line above."""
+    table = _table([report["unit"], report["score"], "gap", "changes"])
+    before: Json = {}
+    for point in report["points"]:
+        changed = [f"{name} {before[name]} > {bits}" for name, bits in point["policy"].items() if before and before[name] != bits]
+        few = ", ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "")
+        table.add_row(f"{point['cost']:,.6g}", f"{point['objective']:.6g}", f"{100 * point['gap']:.3g} %", Text(few, overflow="fold"))
+        before = point["policy"]
+    every = "all Pareto-optimal policies" if report["complete"] else "there are more policies between these"
+    ends = f"smallest reachable {report['smallest']:,.6g}, of no use above {report['largest']:,.6g} {report['unit']}"
+    return Group(Text(f"{report['budget']}: {len(report['points'])} policies; {every}; {ends}", overflow="fold"), table)
+
+
+def surface_table(report: Json) -> RenderableType:
+    """``surface.json``: the score under every pair of limits, a line for every limit of the first budget."""
+    limits = [f"{limit:,.5g}" for limit in report["second_limits"]]
+    table = _table([f"{report['first']} \\ {report['second']}", *limits])
+    for limit, row in zip(report["first_limits"], report["cells"], strict=True):
+        table.add_row(f"{limit:,.5g}", *("-" if cell is None else f"{cell['objective']:.4g}" for cell in row))
+    return Group(Text(f"{report['score']} under both limits; - where no policy is inside", overflow="fold"), table)
+
+
+def _table(columns: list[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(Text(column), justify="left" if column == "changes" else "right", overflow="fold")
+    return table
