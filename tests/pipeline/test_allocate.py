@@ -1,13 +1,14 @@
 """From indicators and budgets to a policy in one call."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bitalloc import Bits, Candidates, Indicators, LayerInfo, SearchSpace, allocate, search_space
+from bitalloc import Bits, Candidates, Indicators, LayerInfo, SearchSpace, Table, allocate, search_space
 from bitalloc.errors import BudgetError, InfeasibleError, SpaceError
-from bitalloc.layers import Description
+from bitalloc.layers import Description, Meeting, Site
 from bitalloc.pipeline.allocate import reversed_policy
 
 NAMES = ("first", "middle", "wide", "last")
@@ -154,3 +155,82 @@ def test_what_cannot_be_understood_is_refused() -> None:
         allocate(_indicators(), DESCRIPTION, _space((6, 5)), {"bitops": "w5a5"})
     with pytest.raises(SpaceError, match="alpha is -1"):
         allocate(_indicators(), DESCRIPTION, _space(), {"bitops": "w4a4"}, alpha=-1)
+
+
+# middle and wide read what first gives; what they give is added, and last reads the sum.
+READS = {"first": "input", "middle": "relu", "wide": "relu", "last": "sum"}
+JOINED = Description(
+    tuple(replace(layer, site=READS[layer.name]) for layer in LAYERS),
+    (),
+    {},
+    ("first",),
+    ("last",),
+    sites=(
+        Site("input", "input", 60, ("first",), 0, 1),
+        Site("relu", "relu", 100, ("middle", "wide"), 1, 3),
+        Site("middle", "conv2d", 80, (), 2, 4),
+        Site("wide", "conv2d", 80, (), 3, 4),
+        Site("sum", "add", 80, ("last",), 4, 5),
+        Site("last", "conv2d", 5, (), 5, 5),
+    ),
+    meetings=(Meeting("sum", "add", ("relu", "middle"), "sum"),),
+)
+
+
+def test_layers_that_share_an_input_get_one_width_in_every_policy() -> None:
+    space = search_space(JOINED, (6, 4, 2), pins={"first": "w8a8"})
+    found = allocate(_indicators(), JOINED, space, {"bitops": "w4a4"})
+    for policy in (found.policy, found.uniform, reversed_policy(found, JOINED)):
+        assert policy.shared_inputs == (("middle", "wide"),)
+        assert policy.bits["middle"].act == policy.bits["wide"].act
+    free = search_space(JOINED, (6, 4, 2), pins={"first": "w8a8"}, coupling="free")
+    assert allocate(_indicators(), JOINED, free, {"bitops": "w4a4"}).policy.shared_inputs == ()
+
+
+def test_the_uniform_policy_keeps_a_width_that_a_pin_reaches() -> None:
+    space = search_space(JOINED, (6, 4, 2), pins={"wide": "w4a6"})
+    found = allocate(_indicators(), JOINED, space, {"bitops": "w2a2"}, uniform_bits=Bits(2, 2))
+    assert found.uniform.bits == {"first": Bits(2, 2), "middle": Bits(2, 6), "wide": Bits(4, 6), "last": Bits(2, 2)}
+    assert found.solution.budgets[0].limit == _bitops(found.uniform.bits)
+
+
+def test_requantizations_are_told() -> None:
+    space = search_space(JOINED, (4,), (6, 4), pins={"last": "w4a4"})
+    found = allocate(_indicators(), JOINED, space, {"bitops": "w4a6"})
+    assert found.policy.bits["middle"].act == 6
+    assert found.policy.provenance["requantizations"] == {"operands": 1, "width_changes": 1, "numel": 100}
+    assert "requantizations" not in allocate(_indicators(), DESCRIPTION, _space(), {"bitops": "w4a4"}).policy.provenance
+
+
+def test_a_peak_is_one_use_and_the_largest_moment() -> None:
+    space = search_space(JOINED, (4,), (6, 4, 2))
+    budgets = {"peak_activation_bytes": "430B", "bitops": "w4a6"}
+    found = allocate(_indicators(), JOINED, space, budgets)
+    act = {name: bits.act for name, bits in found.policy.bits.items()}
+    # The convolution wide flows into nothing that a layer reads, so it has 32 bits; middle has the width of the sum.
+    moments = [
+        60 * act["first"] + 100 * act["wide"],
+        100 * act["wide"] + 80 * act["last"],
+        100 * act["wide"] + 80 * act["last"] + 80 * 32,
+        80 * act["last"] + 80 * 32 + 80 * act["last"],
+        80 * act["last"] + 5 * 32,
+    ]
+    peak, bitops = found.uses
+    assert (peak.name, peak.limit, peak.used) == ("peak_activation_bytes", 430, max(moments) / 8)
+    assert peak.used <= 430 < (100 * 6 + 80 * 6 + 80 * 32) / 8
+    assert (bitops.name, bitops.used) == ("bitops", _bitops(found.policy.bits))
+    assert [use["name"] for use in found.policy.provenance["budgets"]] == list(budgets)
+    assert found.costs.used("activation_bytes", found.policy.bits) > peak.used
+
+
+def test_a_measured_cost_is_a_budget_like_the_others() -> None:
+    widths = [Bits(w, a) for w in (8, 6, 4, 2) for a in (8, 6, 4, 2)]
+    latency = Table({layer.name: {bits: layer.macs * max(bits.weight, bits.act) / 1e4 for bits in widths} for layer in LAYERS}, "ms")
+    found = allocate(_indicators(), DESCRIPTION, _space(), {"latency": "1x w4a6"}, tables={"latency": latency})
+    (use,) = found.uses
+    assert (use.name, use.unit) == ("latency", "ms")
+    assert use.limit == pytest.approx((1000 * 8 + 2000 * 6 + 3000 * 6 + 4000 * 8) / 1e4)
+    assert use.used == latency.total(found.policy.bits)
+    assert use.used <= use.limit
+    # The wider of the two widths decides, so there is nothing to be won by making one of them narrower.
+    assert {found.policy.bits[name] for name in ("middle", "wide")} == {Bits(6, 6)}

@@ -60,6 +60,7 @@ PLAN_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"space": {"pins": {"haed": "w8a8"}}}, "the pattern 'haed' matches no layer. The layers are: stem.0, body.0, body.3, head"),
     ({"space": {"include": ["layer*"]}}, "the pattern 'layer*' matches no layer"),
     ({"space": {"exclude": ["fc"]}}, "the pattern 'fc' matches no layer"),
+    ({"quantizers": {"act_grids": {"haed": "signed"}}}, "the pattern 'haed' matches no layer"),
     ({"space": {"exclude": ["*"]}}, "no layer is left to quantize"),
     ({"space": {"weight": [4], "act": [4]}}, "every layer has one candidate only"),
     ({"levels": [{"name": "a", "budgets": {"bitopps": "w3a3"}}]}, "level a: 'bitopps' is no budget: expected one of bitops, weight_bytes"),

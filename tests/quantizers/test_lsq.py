@@ -19,8 +19,8 @@ def sample(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def calibrated(*batches, widths=WIDTHS, gradient="features"):
-    quantizer = InputLSQ("the input of layer stem", widths, gradient)
+def calibrated(*batches, widths=WIDTHS, gradient="features", grid="auto"):
+    quantizer = InputLSQ("the input of layer stem", widths, gradient, grid)
     quantizer.observe()
     for batch in batches:
         assert quantizer(batch) is batch  # passed through meanwhile
@@ -34,6 +34,8 @@ FAMILY = {
     "weight per channel": lambda x: WeightLSQ("w", WIDTHS, x, 0),
     "weight per channel of a transposed convolution": lambda x: WeightLSQ("w", WIDTHS, x, 1),
     "input": calibrated,
+    "input on an asymmetric grid": lambda x: calibrated(x, grid="asymmetric"),
+    "input on an unsigned grid whatever the data": lambda x: calibrated(x, grid="unsigned"),
 }
 INPUTS = {
     "normal": sample(3, 4, 5),
@@ -70,7 +72,7 @@ def test_properties_of_every_quantizer(member, x, bits):
         assert bool(torch.isfinite(quantizer.raw_step(bits).grad).all())
 
 
-@pytest.mark.parametrize("member", [FAMILY["weight per tensor"], FAMILY["input"]])
+@pytest.mark.parametrize("member", [FAMILY["weight per tensor"], FAMILY["input"], FAMILY["input on an asymmetric grid"]])
 @widths
 def test_monotone(member, bits):
     x = sample(200)

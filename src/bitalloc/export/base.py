@@ -54,4 +54,6 @@ def _without_parameters(layer: QuantizedLayer) -> QuantizedLayer:
     fresh = nn.Module()
     for name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"):
         shell.__dict__[name] = dict(fresh.__dict__[name])
+    for side in ("weight_quantizer", "input_quantizer"):
+        shell.__dict__.pop(side, None)  # a plain attribute where several layers share it
     return shell

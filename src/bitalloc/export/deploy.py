@@ -1,6 +1,6 @@
 """From a quantized model to the form in which it is deployed: integer weights, folded batch norms, no quantizers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitalloc.errors import ExportError
-from bitalloc.export.fold import affine, foldable
+from bitalloc.export.embedding import deployed_embedding
+from bitalloc.export.frozen import freeze
 from bitalloc.export.layers import IntegerInputLayer, IntegerLayer, IntegerWeightLayer
-from bitalloc.export.modules import replace_modules, without_switches
+from bitalloc.export.modules import without_switches
 from bitalloc.export.parts import grid_of, scaled, weights_of
 from bitalloc.placement import module_device, to_device
+from bitalloc.policy import FLOAT
 from bitalloc.wrap import QuantizedLayer, quantized_layers
+from bitalloc.wrap.embedding import QuantizedEmbedding
+from bitalloc.wrap.fold import affine, foldable, replace_modules
+from bitalloc.wrap.functional import Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,8 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
     Every quantized layer becomes a layer of integer weights that computes on integers. Batch norms are folded where that is exact:
     the magnitude of their factor goes into the scale of each channel, its sign into the codes, the shift into the bias. The bias
     is rounded to the grid of the products, ``input step * weight scale``, which is the only difference to the quantized
-    model, and the form in which integer kernels take it.
+    model, and the form in which integer kernels take it. Embeddings become tables of integers. Where a model's own code multiplies with a
+    parameter (attention projections, functional calls), the code stays, and the parameter is fake-quantized as it was.
 
     Args:
         model: from :func:`~bitalloc.wrap.quantize`, or :func:`~bitalloc.wrap.prepare_joint` and ``switch``; calibrated.
@@ -55,11 +61,20 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
         raise ExportError(f"{type(model).__name__} has no quantized layer: pass the model that quantize(model, policy) returned.")
     arguments = to_device(example if isinstance(example, tuple) else (example,), module_device(model))
     copy = without_switches(deepcopy(model).eval())
-    folded, kept = foldable(copy, arguments, producers or {})
+    bound = _used_by_other_code(copy)
+    folded, kept = foldable(
+        copy, lambda candidate: candidate(*arguments), producers or {}, lambda name, layer: _obstacle(name, layer, bound)
+    )
     norm_of = {layer: norm for norm, layer in folded.items()}
     modules = dict(copy.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
     for name, layer in quantized_layers(copy).items():
+        if isinstance(layer, QuantizedEmbedding) and layer not in bound:
+            replacements[layer] = deployed_embedding(name, layer)
+            continue
+        if layer in bound:
+            freeze(layer)
+            continue
         norm = norm_of.get(name)
         deployed, reason = _convert(layer, None if norm is None else modules[norm])
         replacements[layer] = deployed
@@ -69,6 +84,19 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
             kept[norm] = reason
             del folded[norm]
     return Deployed(replace_modules(copy, replacements).eval().requires_grad_(False), folded, kept)
+
+
+def _used_by_other_code(model: nn.Module) -> set[nn.Module]:
+    """The quantized layers whose weight is multiplied with by code outside of them, which cannot be exchanged for integers."""
+    return {layer for module in model.modules() if isinstance(module, Watching) for layer in module.watched}
+
+
+def _obstacle(name: str, layer: nn.Module, bound: Collection[nn.Module]) -> str | None:
+    if layer in bound:
+        return f"the weight of {name} is used by other code than its own"
+    if isinstance(layer, QuantizedLayer) and layer.weight_quantizer.bits != FLOAT:
+        return None
+    return f"the weights of {name} are not quantized; a runtime folds it without loss"
 
 
 def _convert(layer: QuantizedLayer, norm: nn.Module | None) -> tuple[nn.Module, str | None]:

@@ -17,6 +17,7 @@ from bitalloc.export.exact import scale_after_convolution
 from bitalloc.export.ops import OPSET, translations
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
+from bitalloc.quantizers import Quantizer
 from bitalloc.wrap import quantized_layers
 
 IR_VERSION = 10
@@ -47,7 +48,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
     active = [
         name
         for name, layer in quantized_layers(model).items()
-        if (layer.weight_quantizer.bits, layer.input_quantizer.bits) != (FLOAT, FLOAT)
+        if any(isinstance(side, Quantizer) and side.bits != FLOAT for side in (layer.weight_quantizer, layer.input_quantizer))
     ]
     if active:
         raise ExportError(f"layer {active[0]} still has quantizers: export deploy(model, example, producers).model.")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bitalloc.policy import FLOAT
-from bitalloc.quantizers import bounds
+from bitalloc.quantizers import WeightLSQ
+from bitalloc.wrap.fold import is_grouped_transposed
 from bitalloc.wrap.layers import QuantizedLayer, channel_axis
 
 LARGEST_BIAS = 2**30
@@ -30,8 +31,8 @@ class Grid:
 
     @property
     def zero_point(self) -> int:
-        """Where level 0 lies in an unsigned byte: 128 on a signed grid, 0 on an unsigned one."""
-        return 128 if self.low < 0 else 0
+        """Where level 0 lies in an unsigned byte whose value 0 is the smallest level: at 8 bits 0 if unsigned, 128 if signed."""
+        return -self.low
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def grid_of(layer: QuantizedLayer) -> Grid | None:
     quantizer = layer.input_quantizer
     if quantizer.bits == FLOAT:
         return None
-    low, high = bounds(quantizer.bits, quantizer.signed)
+    low, high = quantizer.levels
     return Grid(quantizer.step.detach().float().reshape(()).clone(), low, high)
 
 
@@ -66,11 +67,20 @@ def weights_of(layer: QuantizedLayer) -> Weights | None:
     if quantizer.bits == FLOAT:
         return None
     axis = channel_axis(layer)
-    low, high = bounds(quantizer.bits, quantizer.signed)
     scale = quantizer.step.detach().float().expand(layer.weight.shape[axis]).clone()
-    codes = (layer.weight.detach() / _along(scale, axis, layer.weight.dim())).clamp(low, high).round()
+    codes = weight_codes(layer.weight, along(scale, axis, layer.weight.dim()), quantizer)
     bias = None if layer.bias is None else layer.bias.detach().float().clone()
-    return _usable(Weights(codes.to(torch.int8), scale, bias, axis), grid_of(layer))
+    return _usable(Weights(codes, scale, bias, axis), grid_of(layer))
+
+
+def weight_codes(weight: Tensor, scale: Tensor, quantizer: WeightLSQ) -> Tensor:
+    """The integers that a quantizer maps a weight to, int8; ``scale`` broadcasts against the weight."""
+    return (weight.detach() / scale).clamp(*quantizer.levels).round().to(torch.int8)
+
+
+def along(values: Tensor, axis: int, dims: int) -> Tensor:
+    """A vector as a tensor of so many dimensions, that runs along one of them."""
+    return values.reshape([-1 if index == axis else 1 for index in range(dims)])
 
 
 def scaled(weights: Weights, factor: Tensor, shift: Tensor, grid: Grid | None) -> Weights | None:
@@ -86,7 +96,7 @@ def scaled(weights: Weights, factor: Tensor, shift: Tensor, grid: Grid | None) -
         None if a negative factor meets the code -128, whose opposite is no 8-bit integer.
     """
     sign = torch.sign(factor).to(torch.int16)
-    codes = weights.codes.to(torch.int16) * _along(sign, weights.axis, weights.codes.dim())
+    codes = weights.codes.to(torch.int16) * along(sign, weights.axis, weights.codes.dim())
     if int(codes.max()) > torch.iinfo(torch.int8).max:
         return None
     bias = shift if weights.bias is None else weights.bias.double() * factor + shift
@@ -106,7 +116,7 @@ def _usable(weights: Weights, grid: Grid | None) -> Weights:
     reach = weights.scale.new_zeros(size).double() if weights.bias is None else weights.bias.double().abs().reshape(-1, size).amax(0)
     least = torch.zeros_like(reach) if grid is None else reach / step / LARGEST_BIAS
     scale = torch.maximum(weights.scale.double(), least.clamp_min(TINY))
-    ratio = _along(weights.scale.double() / scale, weights.axis, weights.codes.dim())
+    ratio = along(weights.scale.double() / scale, weights.axis, weights.codes.dim())
     codes = (weights.codes * ratio).round().to(torch.int8)
     empty = codes.transpose(0, weights.axis).flatten(1).eq(0).all(1)
     own = torch.where(reach / step < TINY, 1.0, reach / step)
@@ -116,11 +126,6 @@ def _usable(weights: Weights, grid: Grid | None) -> Weights:
 def output_scale(weights: Weights, layer: QuantizedLayer, grid: Grid) -> Tensor:
     """The step of the products of weight and input codes in each output channel, float32."""
     return grid.scale * _per_output(weights.scale, layer)
-
-
-def is_grouped_transposed(layer: nn.Module) -> bool:
-    """Whether an entry of the weight's channel axis is shared by the output channels of all groups."""
-    return channel_axis(layer) == 1 and _groups(layer) != 1
 
 
 def largest_sum(weights: Weights, layer: QuantizedLayer, grid: Grid) -> Tensor:
@@ -134,10 +139,6 @@ def bias_codes(weights: Weights, layer: QuantizedLayer, grid: Grid) -> Tensor | 
     if weights.bias is None:
         return None
     return torch.round(weights.bias.double() / output_scale(weights, layer, grid)).to(torch.int32)
-
-
-def _along(values: Tensor, axis: int, dims: int) -> Tensor:
-    return values.reshape([-1 if index == axis else 1 for index in range(dims)])
 
 
 def _per_output(values: Tensor, layer: QuantizedLayer) -> Tensor:

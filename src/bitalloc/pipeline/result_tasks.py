@@ -1,5 +1,6 @@
 """The stages that decide and report: describe, search, evaluate, export."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -8,10 +9,10 @@ from torch import nn
 from bitalloc.errors import BitallocError, FileError
 from bitalloc.export import deploy, export_onnx, load_checkpoint, verify_onnx
 from bitalloc.files import write_json
-from bitalloc.pipeline.allocate import allocate, reversed_policy
+from bitalloc.pipeline.allocate import Allocation, allocate, reversed_policy
 from bitalloc.pipeline.recipe import LevelSection
 from bitalloc.pipeline.run_folder import damage, digest, read_report
-from bitalloc.pipeline.training_tasks import policy_file
+from bitalloc.pipeline.training_tasks import policy_file, starting_model
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Bits, Policy
 from bitalloc.sensitivity import Indicators
@@ -25,14 +26,14 @@ def describe_model(work: Workspace) -> None:
     describe(work.new_model(), work.example).save(work.folder.path("layers.json"))
 
 
-def search(work: Workspace, level: LevelSection) -> None:
-    """Writes the policies of one level and ``search.json``."""
+def allocate_level(work: Workspace, level: LevelSection, provenance: Mapping[str, Any] | None = None) -> Allocation:
+    """The policies of one level from the measured importance; ``provenance`` is kept in them."""
     section = work.recipe.measure
     description = work.description()
     with damage(work.folder.path("importance.json")):
         indicators = Indicators.load(work.folder.path("importance.json"))
         indicators.table(1.0, work.space(description))  # raises where a layer or a width is missing
-    allocation = allocate(
+    return allocate(
         indicators,
         description,
         work.space(description),
@@ -41,21 +42,35 @@ def search(work: Workspace, level: LevelSection) -> None:
         projection=section.projection,
         uniform_bits=None if level.uniform is None else Bits.parse(level.uniform),
         uniform_space=work.uniform_space(description),
-        provenance={"recipe": work.recipe.name, "level": level.name, "seed": work.recipe.seed, "data": work.data_fingerprint},
+        tables=work.tables(),
+        per_channel=work.recipe.quantizers.per_channel,
+        provenance=provenance,
     )
+
+
+def search(work: Workspace, level: LevelSection) -> None:
+    """Writes the policies of one level and ``search.json``."""
+    provenance = {
+        **work.space_options(),
+        "recipe": work.recipe.name,
+        "level": level.name,
+        "seed": work.recipe.seed,
+        "data": work.data_fingerprint,
+    }
+    allocation = allocate_level(work, level, provenance)
     solution = allocation.solution
     _keep_edited(work, level)
     allocation.policy.save(work.folder.level_path(level, policy_file("mixed")))
     allocation.uniform.save(work.folder.level_path(level, policy_file("uniform")))
     if level.reversed:
-        reversed_policy(allocation, description).save(work.folder.level_path(level, policy_file("reversed")))
+        reversed_policy(allocation, work.description()).save(work.folder.level_path(level, policy_file("reversed")))
     report = {
         "status": solution.status,
         "objective": solution.objective,
         "bound": solution.bound,
         "gap": solution.gap,
         "seconds": solution.seconds,
-        "budgets": [asdict(use) for use in solution.budgets],
+        "budgets": [asdict(use) for use in allocation.uses],
         "alpha": asdict(allocation.alpha),
         "changes": [asdict(change) for change in allocation.changes],
         "bitops_convention": allocation.convention,
@@ -109,7 +124,7 @@ def deployed(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
     path = work.folder.level_path(level, f"{kind}.safetensors")
     with damage(path):
         state, policy, settings = load_checkpoint(path)
-        model = quantize(work.new_model(), policy, settings=QuantizerSettings(**settings))
+        model = quantize(starting_model(work), policy, settings=QuantizerSettings(**settings))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -30,6 +30,7 @@ from bitalloc.training import (
     sgd,
 )
 from bitalloc.wrap import prepare_joint, switch
+from bitalloc.wrap.fold import fold_batch_norms
 from bitalloc.wrap.quantize import check_policy
 
 
@@ -118,7 +119,7 @@ def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str)
     from bitalloc.export import save_checkpoint
 
     task = f"finetune/{level.name}/{kind}"
-    model = work.float_model()
+    model = starting_model(work)
     policy = load_policy(work, level, kind)
     with damage(work.folder.level_path(level, policy_file(kind))):
         check_policy(model, policy)
@@ -127,7 +128,7 @@ def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str)
         model,
         policy,
         work.splits.train,
-        _finetune_loss(work, model),
+        _finetune_loss(work),
         steps=steps,
         calibration=work.splits.calibration,
         eval_fn=lambda trained: evaluate(trained, work.splits.valid, work.progress, f"validate {level.name} {kind}").accuracy,
@@ -140,6 +141,14 @@ def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str)
     save_checkpoint(work.folder.level_path(level, f"{kind}.safetensors"), result.model.state_dict(), policy, work.quantizers().to_json())
     report = {"valid_top1": result.score, "seconds": result.seconds, "steps": steps, "losses": list(result.losses)}
     write_json(work.folder.level_path(level, f"{kind}_finetune.json"), report)
+
+
+def starting_model(work: Workspace) -> nn.Module:
+    """The float model that is quantized: with batch norms folded, if the recipe wants them so. The same at every call."""
+    model = work.float_model()
+    if not work.recipe.finetune.fold_batch_norms:
+        return model
+    return fold_batch_norms(model, work.splits.example, work.description().producers).model
 
 
 def policy_file(kind: str) -> str:
@@ -176,12 +185,12 @@ def _finetune_settings(work: Workspace) -> FinetuneSettings:
     )
 
 
-def _finetune_loss(work: Workspace, float_model: nn.Module) -> LossFunction:
+def _finetune_loss(work: Workspace) -> LossFunction:
     section = work.recipe.finetune
     if not section.distillation:
         return cross_entropy_loss(section.label_smoothing)
     return distillation_loss(
-        float_model, temperature=section.temperature, weight=section.distillation, label_smoothing=section.label_smoothing
+        work.float_model(), temperature=section.temperature, weight=section.distillation, label_smoothing=section.label_smoothing
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitalloc.errors import QuantizerError
 from bitalloc.quantizers.base import Quantizer
+from bitalloc.quantizers.grid import ENOUGH, InputGrid, Observed, best_grid, fixed_zero_point, levels
 from bitalloc.quantizers.rounding import MIN_STEP, bounds, fake_quantize, positive
 
 ActGradient = Literal["features", "batch"]
@@ -39,8 +40,8 @@ class LSQ(Quantizer):
 
     @property
     @abstractmethod
-    def signed(self) -> bool:
-        """Whether the grid has negative levels."""
+    def levels(self) -> tuple[int, int]:
+        """Smallest and largest integer level at the active width, which is not 32."""
 
     @property
     def step(self) -> Tensor:
@@ -79,9 +80,9 @@ class WeightLSQ(LSQ):
         self.initialise(weight)
 
     @property
-    def signed(self) -> bool:
-        """Always true."""
-        return True
+    def levels(self) -> tuple[int, int]:
+        """Smallest and largest level at the active width."""
+        return bounds(self.bits, signed=True)
 
     def initialise(self, weight: Tensor) -> None:
         """Sets all steps from the weights. Raises QuantizerError if a weight is not finite."""
@@ -95,7 +96,7 @@ class WeightLSQ(LSQ):
             self._store(bits, reach / 2 ** (bits - 1))
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
-        low, high = bounds(self.bits, signed=True)
+        low, high = self.levels
         step = self.step
         shared = x.numel() // step.numel()
         if self.channel_axis is not None:
@@ -105,62 +106,80 @@ class WeightLSQ(LSQ):
 
 @final
 class InputLSQ(LSQ):
-    """LSQ of the activation tensor that a layer reads: one step a tensor, signed or unsigned as the data say.
+    """LSQ of an activation tensor: one step a tensor, on levels ``-z .. 2^b - 1 - z`` with an integer zero point ``z`` a width.
 
-    The initial step is ``2 E|x| / sqrt(Qp)`` (LSQ, section 2.1), with the mean taken over the calibration batches; the grid is
-    signed if a calibration value is negative. Until then a call is an error.
+    Calibration sets zero points and initial steps. The initial step of an unsigned (``z = 0``) or signed (``z = 2^(b-1)``) grid is
+    ``2 E|x| / sqrt(Qp)`` (LSQ, section 2.1), with the mean taken over the calibration batches; that of any other grid is the one of
+    least mean squared error on them, see :func:`bitalloc.quantizers.grid.best_grid`. Until then a call is an error.
 
     Args:
         name: for messages.
         widths: candidate widths.
         gradient: what n counts in the gradient scale ``1 / sqrt(Qp * n)``. ``features``: the elements of one sample, as in the
             LSQ paper; the default, because the step then moves at the same pace at every batch size. ``batch``: the elements
-            of the whole batch, as the published LIMPQ code counts them.
+            of the whole batch, as the published LIMPQ code counts them. Qp is the largest level, or the magnitude of the smallest where
+            that is larger by more than one.
+        grid: ``auto``: unsigned if no calibration value is negative, else signed, unless another zero point is clearly better on the
+            calibration values, as it is behind SiLU and GELU. ``unsigned`` and ``signed`` whatever the values. ``asymmetric``: the zero
+            point of least mean squared error, whatever it is.
     """
 
-    signed_flag: Tensor
-
-    def __init__(self, name: str, widths: Sequence[int], gradient: ActGradient = "features") -> None:
+    def __init__(self, name: str, widths: Sequence[int], gradient: ActGradient = "features", grid: InputGrid = "auto") -> None:
         super().__init__(name, widths)
         self.gradient: ActGradient = gradient
-        # -1 until calibrated. A buffer, so that a checkpoint carries it; mirrored in Python to spare a device sync a call.
-        self.register_buffer("signed_flag", torch.tensor([-1], dtype=torch.int8))
-        self._signed: bool | None = None
-        self._observed: _Observed | None = None
+        self.grid: InputGrid = grid
+        # -1 until calibrated. Buffers, so that a checkpoint carries them; mirrored in Python to spare a device sync a call.
+        for bits in self.widths:
+            self.register_buffer(f"zero_point_{bits}", torch.tensor([-1], dtype=torch.int32))
+        self._zero_points: dict[int, int] = {}
+        self._observed: Observed | None = None
 
     @property
     def calibrated(self) -> bool:
-        """Whether steps and sign come from data."""
-        return self._signed is not None
+        """Whether steps and zero points come from data."""
+        return len(self._zero_points) == len(self.widths)
 
     @property
     def signed(self) -> bool:
-        """Whether calibration saw a negative value. Raises QuantizerError before calibration."""
-        if self._signed is None:
+        """Whether the grid of any width has negative levels. Raises QuantizerError before calibration."""
+        return any(self.zero_point(bits) > 0 for bits in self.widths)
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """Smallest and largest level at the active width. Raises QuantizerError before calibration."""
+        return levels(self.bits, self.zero_point(self.bits))
+
+    def zero_point(self, bits: int) -> int:
+        """How many levels a width has below zero. Raises QuantizerError before calibration."""
+        if bits not in self._zero_points:
             raise QuantizerError(f"{self.name} is not calibrated: call calibrate(model, batches), or pass calibration= to quantize().")
-        return self._signed
+        return self._zero_points[bits]
+
+    @property
+    def observing(self) -> bool:
+        """Whether calls pass the tensor through and gather statistics."""
+        return self._observed is not None
 
     def observe(self) -> None:
         """From now on calls pass the tensor through and gather statistics, until :meth:`forget`."""
-        self._observed = _Observed()
+        self._observed = Observed()
 
     def forget(self) -> None:
         """Stops observing."""
         self._observed = None
 
     def initialise(self) -> None:
-        """Sets sign and steps from what was observed. Raises QuantizerError if nothing, or a value that is not finite, was."""
+        """Sets zero points and steps from what was observed. Raises QuantizerError if nothing, or a value that is not finite, was."""
         seen = self._observed
         if seen is None or seen.numel == 0:
             raise QuantizerError(f"{self.name} was not reached by the calibration batches; use batches that reach every layer.")
-        mean = seen.absolute / seen.numel
-        if not math.isfinite(mean):
+        if not math.isfinite(seen.mean_magnitude):
             raise QuantizerError(f"{self.name}: calibration gave activations that are not finite; check the model and the data.")
-        self._signed = seen.low < 0
-        self.signed_flag.fill_(int(self._signed))
         for bits in self.widths:
-            high = bounds(bits, self._signed)[1]
-            self._store(bits, torch.tensor([2 * mean / math.sqrt(high)]))
+            zero_point, step = self._choose(bits, seen)
+            self._zero_points[bits] = zero_point
+            self._zero_point_buffer(bits).fill_(zero_point)
+            self._store(bits, torch.tensor([step]))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` fake-quantized at the active width; passed through while observing."""
@@ -169,25 +188,41 @@ class InputLSQ(LSQ):
             return x
         return super().forward(x)
 
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"{super().extra_repr()}, grid={self.grid}"
+
+    def _choose(self, bits: int, seen: Observed) -> tuple[int, float]:
+        signed = self.grid == "signed" or (self.grid == "auto" and seen.low < 0)
+        if self.grid == "asymmetric" or (self.grid == "auto" and signed and seen.numel >= ENOUGH):
+            zero_point, step = best_grid(seen.sample, bits, prefer_signed=self.grid == "auto")
+            if self.grid == "asymmetric" or zero_point != fixed_zero_point(bits, signed=True):
+                return zero_point, step
+        zero_point = fixed_zero_point(bits, signed)
+        return zero_point, 2 * seen.mean_magnitude / math.sqrt(levels(bits, zero_point)[1])
+
     def _fake_quantize(self, x: Tensor) -> Tensor:
-        low, high = bounds(self.bits, self.signed)
+        low, high = self.levels
+        largest = high if high >= -low - 1 else -low
         counted = math.prod(x.shape[1:]) if self.gradient == "features" and x.dim() > 1 else x.numel()
-        return fake_quantize(x, self.step, low, high, 1.0 / math.sqrt(high * max(counted, 1)))
+        return fake_quantize(x, self.step, low, high, 1.0 / math.sqrt(largest * max(counted, 1)))
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        flag = int(self.signed_flag.item())
-        self._signed = None if flag < 0 else bool(flag)
+    def _zero_point_buffer(self, bits: int) -> Tensor:
+        buffer: Tensor = getattr(self, f"zero_point_{bits}")
+        return buffer
 
-
-class _Observed:
-    """Running statistics of an activation tensor."""
-
-    def __init__(self) -> None:
-        self.absolute, self.numel, self.low = 0.0, 0, 0.0
-
-    def add(self, x: Tensor) -> None:
-        if x.numel():
-            self.absolute += float(x.abs().sum(dtype=torch.float64))
-            self.numel += x.numel()
-            self.low = min(self.low, float(x.min()))
+    def _load_from_state_dict(  # the signature is PyTorch's
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if f"{prefix}signed_flag" in state_dict:
+            error_msgs.append(f"{prefix}signed_flag: the checkpoint is of an earlier version, which had no zero points; make it again")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        found = {bits: int(self._zero_point_buffer(bits).item()) for bits in self.widths}
+        self._zero_points = {bits: zero_point for bits, zero_point in found.items() if zero_point >= 0}
