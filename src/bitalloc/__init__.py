@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitalloc.budget import Budget
     from bitalloc.choices import first_last_pins, search_space
-    from bitalloc.costs import BitOps, WeightBytes, resolve_budgets
+    from bitalloc.costs import BitOps, Costs, WeightBytes, load_table, resolve_budgets
     from bitalloc.coupling import couple, requantizations
     from bitalloc.errors import BitallocError
     from bitalloc.export import export_onnx, load_checkpoint, save_checkpoint, verify_onnx
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from bitalloc.pipeline.run import run_recipe
     from bitalloc.policy import Bits, Policy
     from bitalloc.quantizers import is_step_size
-    from bitalloc.search import Problem, Solution, solve
+    from bitalloc.search import Problem, Solution, explain, frontier, solve, surface
     from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance
     from bitalloc.space import Candidates, SearchSpace, Table
     from bitalloc.training import sgd_with_scales
-    from bitalloc.wrap import QuantizerSettings, calibrate, quantize
+    from bitalloc.wrap import QuantizerSettings, calibrate, float_state_dict, quantize
     from bitalloc.wrap.describe import describe
+    from bitalloc.wrap.exported import describe_exported
+    from bitalloc.wrap.fold import fold_batch_norms
 
 __version__ = "0.1.0"
 
@@ -35,7 +37,7 @@ _HOMES = {
     "bitalloc.budget": ("Budget",),
     "bitalloc.choices": ("first_last_pins", "search_space"),
     "bitalloc.coupling": ("couple", "requantizations"),
-    "bitalloc.costs": ("BitOps", "WeightBytes", "resolve_budgets"),
+    "bitalloc.costs": ("BitOps", "Costs", "WeightBytes", "load_table", "resolve_budgets"),
     "bitalloc.errors": ("BitallocError",),
     "bitalloc.export": ("deploy", "export_onnx", "load_checkpoint", "save_checkpoint", "verify_onnx"),
     "bitalloc.layers": ("Description", "LayerInfo"),
@@ -45,12 +47,14 @@ _HOMES = {
     "bitalloc.pipeline.run": ("run_recipe",),
     "bitalloc.policy": ("Bits", "Policy"),
     "bitalloc.quantizers": ("is_step_size",),
-    "bitalloc.search": ("Problem", "Solution", "solve"),
+    "bitalloc.search": ("Problem", "Solution", "explain", "frontier", "solve", "surface"),
     "bitalloc.sensitivity": ("Indicators", "JointSettings", "learned_scale_importance"),
     "bitalloc.space": ("Candidates", "SearchSpace", "Table"),
     "bitalloc.training": ("sgd_with_scales",),
-    "bitalloc.wrap": ("QuantizerSettings", "calibrate", "quantize"),
+    "bitalloc.wrap": ("QuantizerSettings", "calibrate", "float_state_dict", "quantize"),
     "bitalloc.wrap.describe": ("describe",),
+    "bitalloc.wrap.exported": ("describe_exported",),
+    "bitalloc.wrap.fold": ("fold_batch_norms",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -61,6 +65,7 @@ __all__ = [
     "Bits",
     "Budget",
     "Candidates",
+    "Costs",
     "Description",
     "FinetuneSettings",
     "Finetuned",
@@ -80,13 +85,19 @@ __all__ = [
     "couple",
     "deploy",
     "describe",
+    "describe_exported",
+    "explain",
     "export_onnx",
     "finetune",
     "first_last_pins",
+    "float_state_dict",
+    "fold_batch_norms",
+    "frontier",
     "is_step_size",
     "learned_scale_importance",
     "load_checkpoint",
     "load_recipe",
+    "load_table",
     "quantize",
     "requantizations",
     "resolve_budgets",
@@ -95,6 +106,7 @@ __all__ = [
     "search_space",
     "sgd_with_scales",
     "solve",
+    "surface",
     "verify_onnx",
 ]
 

@@ -112,3 +112,32 @@ def test_an_output_that_is_not_finite_names_the_layer() -> None:
     joint, space = joint_network(network())
     with pytest.raises(TrainingError, match="layer stem"):
         output_divergence(joint, space, [(torch.full((2, 3, 6, 6), float("nan")), None)])
+
+
+class _TwoReaders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head((self.one(x) * self.two(x)).mean((2, 3)))
+        return out
+
+
+def test_the_damage_of_a_shared_quantizer_counts_once() -> None:
+    joint, space = joint_network(_TwoReaders().eval())
+    assert space.shared_inputs == (("one", "two"),)
+    found = output_divergence(joint, space, BATCHES)
+    widest = {name: Bits(8, 6) for name in space.candidates}
+
+    def probabilities(bits: dict[str, Bits]) -> torch.Tensor:
+        switch(joint, bits)
+        with torch.no_grad():
+            return torch.cat([F.softmax(joint(batch[0]).double(), dim=1) for batch in BATCHES])
+
+    reference = probabilities(widest)
+    other = probabilities({**widest, "one": Bits(8, 3), "two": Bits(8, 3)})
+    by_hand = float((reference * (reference / other).log()).sum(1).mean())
+    assert found.act["one"][3] == found.act["two"][3] == pytest.approx(by_hand / 2, rel=1e-9)

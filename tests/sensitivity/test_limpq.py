@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bitalloc.choices import search_space
 from bitalloc.errors import PolicyError, SpaceError, TrainingError
+from bitalloc.layers import Description, LayerInfo
 from bitalloc.policy import Bits
 from bitalloc.quantizers import MIN_STEP
 from bitalloc.sensitivity import JointSettings, JointStep, learned_scale_importance
@@ -542,3 +543,38 @@ def test_an_interrupted_measurement_ends_in_the_same_bits(tmp_path, call, action
     assert config.path.exists()
     torch.manual_seed(1234)
     assert_same(measured(steps=6, checkpoint=config, self_distillation=self_distillation), whole)
+
+
+def test_tied_layers_run_at_one_width_in_every_pass():
+    """Two layers read the input through one quantizer; one of them is pinned."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(4, 3) for _ in range(3))
+
+        def forward(self, x):
+            return self.q(x) + self.k(x) * self.v(x)
+
+    names, pinned = ("q", "k", "v"), Bits(4, 8)
+    candidates = {"q": Candidates((8, 4), (8, 4)), "k": Candidates((8, 4), (8, 4)), "v": Candidates((4,), (8, 4))}
+    layers = tuple(LayerInfo(name, "linear", (3, 4), 12, 4, 3) for name in names)
+    description = Description(layers, (), {}, names, names)
+    for space in (
+        SearchSpace(candidates, (("q", "k"),), (), (names,)),
+        SearchSpace({"q": Candidates((8, 4), (8,)), "k": Candidates.pinned(pinned), "v": Candidates.pinned(pinned)}, (), (), (names,)),
+    ):
+        model = Branches()
+        joint = prepare_joint(model, space, description)
+        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+        calibrate(joint, [x])
+        seen = []
+
+        def loss(model, batch, seen=seen):
+            seen.append(active_bits(model))
+            return model(batch).square().mean()
+
+        for _ in range(4):
+            JointStep(space, loss, JointSettings())(joint, x)
+        assert all(len({bits.act for bits in widths.values()}) == 1 for widths in seen)
+        assert all(widths["q"].weight == widths["k"].weight for widths in seen) or space.weight_ties == ()

@@ -71,7 +71,7 @@ def test_nothing_else_changes():
     assert {name: module.training for name, module in quantized.named_modules()} == modes
     assert active_bits(quantized) == {"first": Bits(2, 3), "second": Bits(2, 3)}
     changed = {name for name, value in quantized.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {f"{layer}.input_quantizer.{part}" for layer in ("first", "second") for part in ("step_3", "signed_flag")}
+    assert changed == {f"{layer}.input_quantizer.{part}" for layer in ("first", "second") for part in ("step_3", "zero_point_3")}
     assert all(parameter.grad is None for parameter in quantized.parameters())
 
 

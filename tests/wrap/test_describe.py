@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 from bitalloc.errors import DescribeError
 from bitalloc.layers import by_name
@@ -126,23 +128,34 @@ class Functional(nn.Module):
         return F.conv1d(x @ x.transpose(1, 2), torch.ones(2, 5, 1))
 
 
-def test_what_is_not_counted_is_listed_with_its_reason() -> None:
+def test_what_is_a_layer_and_what_is_not_with_its_reason() -> None:
     model = Everything()
     tokens = torch.zeros(2, 5, dtype=torch.long)
-    assert list(by_name(describe(model, tokens).layers)) == ["counted"]
+    layers = by_name(describe(model, tokens).layers)
+    assert list(layers) == [
+        "embedding",
+        "counted",
+        "subclass",
+        "attention.in_proj_weight",
+        "attention.out_proj",
+        "pruned",
+        "parametrized",
+    ]
+    assert (layers["embedding"].kind, layers["embedding"].macs, layers["embedding"].site) == ("embedding", 0, "")
+    assert all(layers[name].kind == "linear" for name in list(layers)[1:])
+    assert {layer.macs for layer in layers.values()} == {0, 5 * 64, 5 * 192}
+    assert [layer.bias_numel for layer in layers.values()] == [0, 8, 8, 24, 8, 8, 0]
     found = reasons(model, tokens)
-    assert "look-up" in found["embedding"]
-    assert "subclass of Linear" in found["subclass"]
+    assert found.keys() == {"", "norm", "attention", "unused", "functional", "extra"}
     assert "normalisation" in found["norm"]
-    assert "in_proj_weight" in found["attention"]
     assert found["unused"] == "never called on the example input"
-    assert "recomputed" in found["pruned"]
-    assert "subclass of Linear" in found["parametrized"]
-    assert found["functional"] == "computes outside of a counted layer: convolution, matrix product"
-    assert "scale" in found[""]
-    assert "computes outside of a counted layer" in found[""]  # attention: a kernel of its own or matrix products
-    assert "holds parameters" in found["extra"]
-    assert "counted" not in found
+    assert found["attention"] == "computes outside of a counted layer: matrix product of two activations"
+    assert found["functional"] == (
+        "computes outside of a counted layer: convolution, the weight is not a parameter; matrix product of two activations"
+    )
+    assert found[""].startswith("holds parameters (scale) that are no layer's weight")
+    assert "attention, products of two activations" in found[""]
+    assert "holds parameters (0)" in found["extra"]
 
 
 @pytest.mark.parametrize("name", ["linear", "einsum", "bmm", "conv_transpose2d", "lstm"])
@@ -301,7 +314,7 @@ class Whole(nn.Module):
     ("model", "example", "message"),
     [
         (nn.Sequential(nn.ReLU()), torch.zeros(1, 2), "no quantizable layer"),
-        (Everything().embedding, torch.zeros(1, 2, dtype=torch.long), "no quantizable layer"),
+        (nn.PReLU(), torch.zeros(1, 2), "no quantizable layer"),
         (nn.Linear(2, 2), 3, "is a int, expected a tensor"),
         (nn.Linear(2, 2), [3], "holds no tensor"),
         (nn.Linear(2, 2), torch.tensor(1.0), "at least one sample"),
@@ -327,3 +340,191 @@ def test_meta_tensors_give_the_same_description() -> None:
     real = describe(model, torch.zeros(2, 1, 8, 8))
     assert describe(model.to("meta"), torch.zeros(2, 1, 8, 8, device="meta")) == real
     assert dataclasses.asdict(real)["producers"] == {"1": "0"}
+
+
+class StandardisedConv(nn.Conv2d):
+    """Weight standardisation with a learned gain, as in networks without norms."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) * self.gain
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class InputByOutput(nn.Module):
+    """The layer of GPT-2, whose weight has shape (in, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, 4), self.weight).view(*x.shape[:-1], 6)
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(3, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nd,edk->nek", x, self.kernel)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "name", "kind", "weight_shape", "macs"),
+    [
+        (StandardisedConv(2, 4, 3, groups=2), (2, 5, 5), "0", "conv2d", (4, 1, 3, 3), 9 * 4 * 9),
+        (nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 4, 3)), (2, 5), "0", "conv1d", (4, 2, 3), 3 * 4 * 6),
+        (InputByOutput(), (3, 4), "0", "matmul", (4, 6), 3 * 24),
+        (Experts(), (4,), "0.kernel", "matmul", (3, 4, 5), 60),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_weights_in_every_form(
+    module: nn.Module, shape: tuple[int, ...], name: str, kind: str, weight_shape: tuple[int, ...], macs: int, batch: int
+) -> None:
+    found = describe(nn.Sequential(module), torch.zeros(batch, *shape))
+    (layer,) = found.layers
+    assert (layer.name, layer.kind, layer.weight_shape, layer.macs, layer.site) == (name, kind, weight_shape, macs, "input")
+    assert layer.bias_numel == (6 if kind in ("linear", "matmul") and name == "0" else 4 if "conv" in kind else 0)
+    assert found.not_counted == ()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_products_that_compute_a_weight_are_not_those_of_the_layer(batch: int) -> None:
+    found = describe(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)), torch.zeros(batch, 4))
+    assert [(layer.name, layer.weight_shape, layer.macs) for layer in found.layers] == [("", (6, 4), 24)]
+    (entry,) = found.not_counted
+    assert (entry.type, entry.macs) == ("_SpectralNorm", 6 * 4 + 6)
+    assert "of constants alone" in entry.reason
+
+
+def test_projections_of_queries_and_keys_of_other_sizes() -> None:
+    model = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True)
+    found = describe(model, [torch.zeros(1, 3, 8), torch.zeros(1, 5, 4), torch.zeros(1, 5, 6)])
+    assert {layer.name: layer.macs for layer in found.layers} == {
+        "q_proj_weight": 3 * 64,
+        "k_proj_weight": 5 * 32,
+        "v_proj_weight": 5 * 48,
+        "out_proj": 3 * 64,
+    }
+    assert [layer.site for layer in found.layers][:3] == ["input.query", "input.key", "input.value"]
+
+
+def test_a_weight_made_of_several_parameters_is_left_out_by_name() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.layer = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.layer(x), self.a * self.b)
+
+    (entry,) = describe(Mixed(), torch.zeros(2, 4)).not_counted
+    assert "computed from several parameters (a, b)" in entry.reason
+    assert entry.macs == 16
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_recurrent_layers_are_left_out_with_their_products(kind: type[nn.RNNBase], gates: int, device: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), kind(4, 5, num_layers=2, bidirectional=True, batch_first=True)).to(device)
+    found = describe(model, torch.zeros(2, 7, 3))
+    (entry,) = found.not_counted
+    assert (entry.name, entry.macs) == ("1", 7 * 2 * gates * 5 * (4 + 5 + 10 + 5))
+    assert "recurrent" in entry.reason
+    assert [layer.name for layer in found.layers] == ["0"]
+
+
+@pytest.mark.parametrize("name", ["transformer", "language", "convolutions"])
+def test_counted_and_not_counted_are_what_torch_counts(networks: Any, name: str) -> None:
+    model, example = {
+        "transformer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(2, 5, 8)),
+        "language": (networks.Language(True), torch.zeros(2, 5, dtype=torch.long)),
+        "convolutions": (networks.Concatenated(), torch.zeros(2, 2, 6, 6)),
+    }[name]
+    found = describe(model, example)
+    counter = FlopCounterMode(display=False)
+    # With gradients the layer takes no fused path, and the counter knows the products of the plain attention only.
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model.eval()(example)
+    counted = sum(layer.macs for layer in found.layers) + sum(entry.macs for entry in found.not_counted)
+    assert 2 * 2 * counted == counter.get_total_flops()
+
+
+def test_weights_that_the_forward_pass_changes_are_restored() -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer, self.other = nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.layer.weight.data[:2] *= 2.0
+                self.other.weight.div_(self.other.weight.norm())
+            return self.other(self.layer(self.table(tokens)))
+
+    model = Changes()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = describe(model, torch.ones(1, 3, dtype=torch.long))
+    assert [layer.name for layer in found.layers] == ["table", "layer", "other"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["half", "channels last", "lazy", "keywords and a dataclass"])
+def test_models_as_users_have_them(change: str) -> None:
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    example: Any = torch.zeros(2, 2, 4, 4)
+    expected = describe(plain, example)
+    model: nn.Module = plain
+    if change == "half":
+        model, example = plain.to(torch.bfloat16), example.to(torch.bfloat16)
+    elif change == "channels last":
+        model, example = plain.to(memory_format=torch.channels_last), example.to(memory_format=torch.channels_last)
+    elif change == "lazy":
+        model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+        model(example)
+    else:
+
+        class Keywords(nn.Sequential):
+            def forward(self, *, batch: Output) -> Output:
+                return Output(super().forward(batch.scores), {})
+
+        model, example = Keywords(*plain), {"batch": Output(example, {})}
+    found = describe(model, example)
+    if change == "keywords and a dataclass":
+        assert found.sites[0].name == "input"
+    assert found == expected
+
+
+def test_images_in_a_list_are_a_batch() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 1)
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return self.layer(torch.stack(images))
+
+    (layer,) = describe(Detector(), ([torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)],)).layers
+    assert layer.macs == 16 * 6
+
+
+def test_a_layer_that_reads_a_table_of_constants() -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("positions", torch.ones(5, 2))
+            self.bias, self.layer = nn.Linear(2, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + self.bias(self.positions)
+
+    found = describe(Biased(), torch.zeros(2, 5, 4))
+    assert {layer.name: layer.site for layer in found.layers} == {"layer": "input", "bias": "constant.positions"}
+    assert {layer.name: layer.macs for layer in found.layers} == {"layer": 80, "bias": 40}  # whatever the batch
+    assert found.meetings == ()

@@ -15,8 +15,8 @@ from bitalloc.pipeline.part import part
 from bitalloc.pipeline.recipe import LevelSection
 from bitalloc.pipeline.run_folder import damage
 from bitalloc.pipeline.workspace import Workspace
-from bitalloc.policy import FLOAT, Bits, Policy
-from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance, output_divergence
+from bitalloc.policy import Policy
+from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance, output_divergence, widths_in_float
 from bitalloc.training import (
     CheckpointConfig,
     LossFunction,
@@ -108,7 +108,7 @@ def rate_importance(work: Workspace) -> None:
     else:
         joint, space = _joint(work, work.float_model()), work.space(work.description())
         if work.recipe.measure.pinned_in_float:  # as they were in the joint training
-            switch(joint, dict.fromkeys(space.pinned, Bits(FLOAT, FLOAT)))
+            switch(joint, widths_in_float(space))
         indicators = output_divergence(joint, space, work.calibration(), progress=work.progress)
     indicators.save(work.folder.path("importance.json"))
     write_json(work.folder.path("metric.json"), {"metric": metric, "seconds": time.monotonic() - start})

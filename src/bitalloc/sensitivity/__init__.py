@@ -9,9 +9,19 @@ from bitalloc.sensitivity.indicators import Alpha, Change, Indicators
 
 if TYPE_CHECKING:
     from bitalloc.sensitivity.divergence import output_divergence
-    from bitalloc.sensitivity.limpq import JointSettings, JointStep, Measurement, learned_scale_importance
+    from bitalloc.sensitivity.limpq import JointSettings, JointStep, Measurement, learned_scale_importance, widths_in_float
 
-__all__ = ["Alpha", "Change", "Indicators", "JointSettings", "JointStep", "Measurement", "learned_scale_importance", "output_divergence"]
+__all__ = [
+    "Alpha",
+    "Change",
+    "Indicators",
+    "JointSettings",
+    "JointStep",
+    "Measurement",
+    "learned_scale_importance",
+    "output_divergence",
+    "widths_in_float",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from bitalloc.policy import Bits
 from bitalloc.sensitivity.indicators import Indicators
 from bitalloc.space import SearchSpace
 from bitalloc.training import Progress, Silent, evaluating
-from bitalloc.wrap import active_bits, run_on_inputs, switch
+from bitalloc.wrap import active_bits, quantized_layers, run_on_inputs, switch
 
 
 def output_divergence(
@@ -34,6 +34,8 @@ def output_divergence(
     progress: Progress | None = None,
 ) -> Indicators:
     """Mean KL divergence of the output, for every free layer, side and width, the others staying at their widest.
+
+    Where several layers share a quantizer, it is narrowed for all of them at once, and each gets an equal share of the damage.
 
     Batch norms stay at the branch of the widest candidates and normalise by each batch's own statistics, so a shift that
     fine-tuning would take back does not count as damage, nor do the statistics of other widths.
@@ -60,32 +62,51 @@ def output_divergence(
         raise TrainingError("there is no batch to measure the divergence on: pass at least one.")
     progress = progress or Silent()
     before = active_bits(model)
-    widest = {name: space.candidates[name].pairs[0] for name in space.free}
+    widest = {name: _widest(space, name) for name in space.free}
     weight: dict[str, dict[int, float]] = {name: {bits.weight: 0.0} for name, bits in widest.items()}
     act: dict[str, dict[int, float]] = {name: {bits.act: 0.0} for name, bits in widest.items()}
-    probes = [(name, bits) for name in space.free for bits in _probes(space, name)]
+    probes = list(_probes(model, space))
     try:
         with evaluating(model), _batch_statistics(model), progress.task("output divergence", len(probes)):
             switch(model, widest)
             reference = _log_probabilities(model, batches, forward)
-            for name, bits in probes:
-                switch(model, {name: bits}, branches=widest)
+            for names, bits in probes:
+                switch(model, {names[0]: bits}, branches=widest)
                 found = _log_probabilities(model, batches, forward)
-                switch(model, {name: widest[name]}, branches=widest)
+                switch(model, {names[0]: widest[names[0]]}, branches=widest)
                 value = float(F.kl_div(found, reference, reduction="batchmean", log_target=True))
-                side, width = (weight, bits.weight) if bits.act == widest[name].act else (act, bits.act)
-                side[name][width] = _finite(value, name, bits)
+                narrowed_weight = bits.weight != widest[names[0]].weight
+                for name in names:
+                    share = _finite(value, names[0], bits) / len(names)
+                    (weight if narrowed_weight else act)[name][bits.weight if narrowed_weight else bits.act] = share
                 progress.advance(1)
     finally:
         switch(model, before)
     return Indicators(weight, act, {"method": "output divergence", "batches": len(batches)})
 
 
-def _probes(space: SearchSpace, name: str) -> list[Bits]:
-    candidates = space.candidates[name]
-    widest = candidates.pairs[0]
-    narrow_weights = [replace(widest, weight=width) for width in candidates.weight[1:]]
-    return narrow_weights + [replace(widest, act=width) for width in candidates.act[1:]]
+def _probes(model: nn.Module, space: SearchSpace) -> Iterator[tuple[tuple[str, ...], Bits]]:
+    """The layers that share a quantizer, and widths with that quantizer alone narrowed."""
+    for group in _sharing(model, space, "weight"):
+        widest = _widest(space, group[0])
+        yield from ((group, replace(widest, weight=width)) for width in space.candidates[group[0]].weight[1:])
+    for group in _sharing(model, space, "act"):
+        widest = _widest(space, group[0])
+        yield from ((group, replace(widest, act=width)) for width in space.candidates[group[0]].act[1:])
+
+
+def _widest(space: SearchSpace, name: str) -> Bits:
+    return Bits(space.candidates[name].weight[0], space.candidates[name].act[0])
+
+
+def _sharing(model: nn.Module, space: SearchSpace, side: str) -> list[tuple[str, ...]]:
+    layers = quantized_layers(model)
+    groups: dict[int, list[str]] = {}
+    for name in space.free:
+        if len(getattr(space.candidates[name], side)) > 1:
+            quantizer = layers[name].weight_quantizer if side == "weight" else layers[name].input_quantizer
+            groups.setdefault(id(quantizer), []).append(name)
+    return [tuple(group) for group in groups.values()]
 
 
 @torch.no_grad()

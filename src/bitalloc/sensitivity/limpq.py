@@ -4,7 +4,7 @@ Tang et al., "Mixed-Precision Neural Network Quantization via Learned Layer-wise
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,8 +94,8 @@ class JointStep:
     """
 
     def __init__(self, space: SearchSpace, loss_fn: LossFn, settings: JointSettings, forward: Forward = run_on_inputs) -> None:
-        pinned = {name: Bits(FLOAT, FLOAT) if settings.pinned_in_float else bits for name, bits in space.pinned.items()}
-        self._pinned = pinned
+        self._space = space
+        self._pinned = widths_in_float(space) if settings.pinned_in_float else space.pinned
         self._free: Mapping[str, Candidates] = {name: space.candidates[name] for name in space.free}
         self._passes = joint_passes(self._free)
         self._learn, self._forward = loss_step(loss_fn), forward
@@ -104,7 +104,7 @@ class JointStep:
     def __call__(self, model: nn.Module, batch: Any) -> float:
         """Leaves the summed gradients in ``.grad``; returns the mean loss over the passes."""
         step, losses = self._learn, []
-        for bits in (*self._passes, draw(self._free)):
+        for bits in (*self._passes, _tied(draw(self._free), self._space)):
             switch(model, {**self._pinned, **bits})
             losses.append(step(model, batch))
             if self._self_distillation and step is self._learn:
@@ -136,6 +136,31 @@ def draw(free: Mapping[str, Candidates]) -> dict[str, Bits]:
         return widths[int(torch.randint(len(widths), ()))]
 
     return {name: Bits(pick(c.weight), pick(c.act)) for name, c in free.items()}
+
+
+def _tied(drawn: Mapping[str, Bits], space: SearchSpace) -> dict[str, Bits]:
+    """The same with one width for tied layers, that of the first of them: they may have one quantizer."""
+    bits = dict(drawn)
+    for side, ties in (("weight", space.weight_ties), ("act", space.act_ties)):
+        for group in ties:
+            names = [name for name in group if name in bits]
+            bits.update({name: replace(bits[name], **{side: getattr(bits[names[0]], side)}) for name in names})
+    return bits
+
+
+def widths_in_float(space: SearchSpace) -> dict[str, Bits]:
+    """The pinned layers at 32 bits, but for a quantizer that they share with a layer that has a choice."""
+
+    def shared(name: str, groups: tuple[tuple[str, ...], ...]) -> bool:
+        return any(name in group and not set(space.free).isdisjoint(group) for group in groups)
+
+    return {
+        name: Bits(
+            bits.weight if shared(name, space.weight_ties) else FLOAT,
+            bits.act if shared(name, space.shared_inputs) else FLOAT,
+        )
+        for name, bits in space.pinned.items()
+    }
 
 
 def learned_scale_importance(

@@ -10,6 +10,8 @@ from torch import nn
 from bitalloc.errors import QuantizerError
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
+from bitalloc.quantizers import InputLSQ
+from bitalloc.wrap.functional import layers_of
 from bitalloc.wrap.layers import QuantizedLayer
 
 
@@ -36,28 +38,32 @@ def calibrate(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Mo
     Raises:
         QuantizerError: there is no batch, a layer is not reached, or its input is not finite.
     """
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    with _observing(model, layers):
+    layers = list(layers_of(model).values())
+    # One that several layers share observes at each of them. Embeddings read no activation.
+    inputs = list(dict.fromkeys(layer.input_quantizer for layer in layers if layer.input_quantizer.widths))
+    with _observing(model, layers, inputs):
         if _run(model, batches, forward or run_on_inputs) == 0:
             raise QuantizerError("there is no calibration batch: pass at least one (an exhausted iterator gives none).")
-        for layer in layers:
-            layer.input_quantizer.initialise()
+        for quantizer in inputs:
+            quantizer.initialise()
 
 
 @contextmanager
-def _observing(model: nn.Module, layers: Sequence[QuantizedLayer]) -> Iterator[None]:
+def _observing(model: nn.Module, layers: Sequence[QuantizedLayer], inputs: Sequence[InputLSQ]) -> Iterator[None]:
     weight_bits = [layer.weight_quantizer.bits for layer in layers]
     modes = {module: module.training for module in model.modules()}
     try:
         for layer in layers:
             layer.weight_quantizer.switch(FLOAT)
-            layer.input_quantizer.observe()
+        for quantizer in inputs:
+            quantizer.observe()
         model.eval()
         yield
     finally:
         for layer, bits in zip(layers, weight_bits, strict=True):
             layer.weight_quantizer.switch(bits)
-            layer.input_quantizer.forget()
+        for quantizer in inputs:
+            quantizer.forget()
         for module, training in modes.items():
             module.training = training
 

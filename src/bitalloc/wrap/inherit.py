@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from bitalloc.errors import PolicyError
 from bitalloc.policy import FLOAT, Bits
 from bitalloc.wrap.batchnorm import SwitchableBatchNorm
+from bitalloc.wrap.layers import QuantizedLayer
 from bitalloc.wrap.switch import active_bits
 
 
@@ -42,4 +43,9 @@ def _at_widths(joint: nn.Module, bits: Mapping[str, Bits]) -> dict[str, Tensor]:
             module.switch(bits.get(module.follows, Bits(FLOAT, FLOAT)))
             for key, value in module.branches[module.active].state_dict().items():
                 state[f"{name}.{key}"] = value
+    for path, module in joint.named_modules():  # shared quantizers, under the name of each of their layers
+        if isinstance(module, QuantizedLayer):
+            for side in ("weight_quantizer", "input_quantizer"):
+                quantizer: nn.Module = getattr(module, side)
+                state.update({f"{path}.{side}.{key}".removeprefix("."): value for key, value in quantizer.state_dict().items()})
     return state

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bitalloc.policy import FLOAT
 from bitalloc.quantizers import InputLSQ, WeightLSQ
 
 
@@ -23,6 +24,12 @@ class QuantizedLayer(nn.Module, ABC):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The layer's output from the fake-quantized input and weight; only transposed convolutions know an output size."""
         return self.compute(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias, output_size)
+
+    @property
+    def idle(self) -> bool:
+        """Whether input and weight pass through unchanged and unobserved: both are at 32 bits, and no calibration is on."""
+        inputs = self.input_quantizer
+        return self.weight_quantizer.bits == FLOAT and inputs.bits == FLOAT and not inputs.observing
 
     @abstractmethod
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:

@@ -1,8 +1,6 @@
 """From a float model to a quantized copy: by module swap, keyed by module name."""
 
-from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -10,30 +8,15 @@ from torch import nn
 from bitalloc.errors import PolicyError
 from bitalloc.layers import Description
 from bitalloc.policy import FLOAT, Bits, Policy
-from bitalloc.quantizers import ActGradient, InputLSQ, WeightLSQ
 from bitalloc.space import Candidates, SearchSpace
 from bitalloc.wrap.batchnorm import SwitchableBatchNorm, uniform_passes
 from bitalloc.wrap.calibrate import calibrate
-from bitalloc.wrap.kinds import kind_of
-from bitalloc.wrap.layers import QUANTIZED, QuantizedLayer, channel_axis
+from bitalloc.wrap.convert import QuantizerSettings, converted
+from bitalloc.wrap.embedding import QuantizedEmbedding
+from bitalloc.wrap.functional import layers_of
+from bitalloc.wrap.layers import QuantizedLayer
 from bitalloc.wrap.switch import switch
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizerSettings:
-    """How layers are quantized, whatever their widths.
-
-    Attributes:
-        per_channel: one weight step an output channel; default one a tensor, as LIMPQ publishes it.
-        act_gradient: what the activation steps' gradient scale counts, see :class:`~bitalloc.quantizers.InputLSQ`.
-    """
-
-    per_channel: bool = False
-    act_gradient: ActGradient = "features"
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return asdict(self)
+from bitalloc.wrap.target import Target, always_quantizable, find_targets, tied_weights, weight_of
 
 
 def quantize(
@@ -62,7 +45,8 @@ def quantize(
         QuantizerError: weights or calibration activations are not finite, or a layer was not reached.
     """
     check_policy(model, policy)
-    quantized = _swap(model, {name: Candidates.pinned(bits) for name, bits in policy.bits.items()}, settings or QuantizerSettings())
+    choices = {name: Candidates.pinned(bits) for name, bits in policy.bits.items()}
+    quantized = converted(model, choices, policy.shared_inputs, settings or QuantizerSettings())
     if calibration is not None:
         calibrate(quantized, calibration, forward)
     return quantized
@@ -88,70 +72,61 @@ def prepare_joint(model: nn.Module, space: SearchSpace, description: Description
         PolicyError: the space belongs to another model; it names the layers.
     """
     _check_names(model, space.candidates, left_out=[entry.name for entry in description.not_counted])
-    joint = _swap(model, space.candidates, settings or QuantizerSettings())
+    joint = converted(model, space.candidates, space.shared_inputs, settings or QuantizerSettings())
     modules = dict(joint.named_modules())
     for norm, producer in description.producers.items():
         follows = _last_choice(producer, space, description)
         if follows is not None:
             passes = uniform_passes(space.candidates[follows])
             _replace(joint, modules[norm], SwitchableBatchNorm(modules[norm], follows, passes))
-    switch(joint, {name: candidates.pairs[0] for name, candidates in space.candidates.items()})
+    switch(joint, _widest(space))
     return joint
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantized layers of a model, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    """The quantized layers of a model, by name.
+
+    A :class:`~bitalloc.wrap.functional.QuantizedParameter` among them has quantizers and a weight, and no arithmetic of its own.
+    """
+    return layers_of(model)
 
 
 def check_policy(model: nn.Module, policy: Policy) -> None:
     """Raises PolicyError, naming the layers, unless ``policy`` fits the layers of the float model ``model``.
 
-    Layers that a forward pass never calls are not in a policy; its provenance lists them under ``not_counted``.
+    Every layer of an exactly supported type must be in it. Layers that a forward pass never calls need not: its provenance lists them
+    under ``not_counted``. Neither need embeddings, subclasses, computed weights and parameters of custom modules, which then stay in
+    floating point.
     """
-    _check_names(model, policy.bits, left_out=policy.provenance.get("not_counted", ()))
+    targets = _check_names(model, policy.bits, left_out=policy.provenance.get("not_counted", ()))
     modules = dict(model.named_modules())
-    reshaped = [
-        f"{name} (policy {shape}, model {tuple(modules[name].weight.shape)})"
-        for name, shape in policy.weight_shapes.items()
-        if tuple(modules[name].weight.shape) != shape
-    ]
+    shapes = {name: tuple(weight_of(modules, target).shape) for name, target in targets.items()}
+    reshaped = [f"{name} (policy {shape}, model {shapes[name]})" for name, shape in policy.weight_shapes.items() if shapes[name] != shape]
     if reshaped:
         raise PolicyError(f"the policy belongs to another model, the weight shapes differ: {', '.join(reshaped)}.")
+    for group in tied_weights(modules, targets):
+        if len({policy.bits[name].weight for name in group}) > 1:
+            widths = ", ".join(f"{name} {policy.bits[name]}" for name in group)
+            raise PolicyError(f"layers with the same weight tensor need one weight width, and have: {widths}.")
+    for name, target in targets.items():
+        if target.swap is QuantizedEmbedding and target.scope is None and policy.bits[name].act != FLOAT:
+            raise PolicyError(f"layer {name} is a table look-up and reads no activation: its activation width must be 32.")
 
 
-def _check_names(model: nn.Module, names: Iterable[str], left_out: Iterable[str]) -> None:
-    wanted = set(names)
-    supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
-    unknown = sorted(wanted - set(supported))
-    missing = sorted(set(supported) - wanted - set(left_out))
-    if unknown:
-        raise PolicyError(f"the policy belongs to another model, which has quantizable layers named: {', '.join(unknown)}.")
+def _check_names(model: nn.Module, names: Iterable[str], left_out: Iterable[str]) -> dict[str, Target]:
+    targets = find_targets(model, names)
+    missing = sorted(set(always_quantizable(model)) - set(targets) - set(left_out))
     if missing:
         raise PolicyError(f"the policy belongs to another model, it has no widths for the layers: {', '.join(missing)}.")
+    return targets
 
 
-def _swap(model: nn.Module, candidates: Mapping[str, Candidates], settings: QuantizerSettings) -> nn.Module:
-    copy = deepcopy(model)
-    modules = dict(copy.named_modules())
-    for name, choice in candidates.items():
-        if choice.pairs != (Bits(FLOAT, FLOAT),):
-            _convert(name, modules[name], choice, settings)
-    return copy
-
-
-def _convert(name: str, layer: nn.Module, choice: Candidates, settings: QuantizerSettings) -> None:
-    # The class is changed in place, on the copy, so that hooks, parameter names and every reference to a shared layer stay.
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    layer.__class__ = QUANTIZED[type(layer)]
-    axis = channel_axis(layer) if settings.per_channel else None
-    weight_quantizer = WeightLSQ(f"the weight of layer {name}", choice.weight, weight, axis)
-    input_quantizer = InputLSQ(f"the input of layer {name}", choice.act, settings.act_gradient).to(weight.device)
-    layer.add_module("weight_quantizer", weight_quantizer)
-    layer.add_module("input_quantizer", input_quantizer)
-    weight_quantizer.train(layer.training)
-    input_quantizer.train(layer.training)
+def _widest(space: SearchSpace) -> dict[str, Bits]:
+    widest = {name: candidates.pairs[0] for name, candidates in space.candidates.items()}
+    for group in space.shared_inputs:  # one width each, even where the allowed pairs put another one beside the widest weights
+        act = max(widest[name].act for name in group)
+        widest.update({name: Bits(widest[name].weight, act) for name in group})
+    return widest
 
 
 def _last_choice(producer: str, space: SearchSpace, description: Description) -> str | None:
