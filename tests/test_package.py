@@ -129,7 +129,7 @@ def _pins() -> Iterator[tuple[str, Version]]:
 def _needed() -> dict[str, list[Requirement]]:
     """Every package that the project needs with all its extras, directly or not, and who asks for which versions of it."""
     extras = PROJECT["optional-dependencies"]
-    waiting = [Requirement(text) for text in (*PROJECT["dependencies"], *extras["onnx"], *extras["data"], *extras["dev"])]
+    waiting = [Requirement(text) for text in (*PROJECT["dependencies"], *extras["onnx"], *extras["data"], *extras["bench"], *extras["dev"])]
     needed: dict[str, list[Requirement]] = {}
     seen = set()
     while waiting:
