@@ -139,6 +139,7 @@ def _needed() -> dict[str, list[Requirement]]:
         if (name, *sorted(requirement.extras)) not in seen:
             seen.add((name, *sorted(requirement.extras)))
             waiting.extend(_applicable(requirement))
+    del needed["bitalloc"]  # an extra that takes in another
     return needed
 
 

@@ -19,6 +19,7 @@ SOLUTION = solve(Problem(SPACE, SCORE, (Budget("size", 9.0, COST),)))
 
 
 def test_the_policy_carries_its_proof() -> None:
+    # The price is 0: layer a at 8 bits is too large beside the smallest b, so a little more budget would buy nothing.
     policy = SOLUTION.policy(LAYERS, {"method": "limpq", "seed": 3})
     assert policy.bits == {"a": Bits(4, 8), "b": Bits(8, 8)}
     assert policy.provenance == {
@@ -28,7 +29,7 @@ def test_the_policy_carries_its_proof() -> None:
         "objective": 2.5,
         "bound": 2.5,
         "gap": 0.0,
-        "budgets": [{"name": "size", "limit": 9.0, "unit": "weight_bytes", "used": 8.0, "slack": 1.0}],
+        "budgets": [{"name": "size", "limit": 9.0, "unit": "weight_bytes", "used": 8.0, "slack": 1.0, "price": 0.0}],
     }
     assert Policy.loads(json.dumps(policy.to_json())) == policy
 

@@ -1,4 +1,4 @@
-"""The exact solver: the integer programme, handed to HiGHS."""
+"""The reference solver: the whole integer programme, handed to HiGHS."""
 
 import math
 import statistics
@@ -21,43 +21,57 @@ _LOOSE: Final = 0.1
 """The gap of a first look, which only has to show which scores are too large to matter."""
 
 
-def solve(problem: Problem, *, gap: float = 0.0, time_limit: float | None = None) -> Solution:
-    """The best policy inside all budgets, proven.
+def solve_with_highs(problem: Problem, *, gap: float = 0.0, time_limit: float | None = None) -> Solution:
+    """The best policy inside all budgets, proven by a general solver: what :func:`bitalloc.search.solve` is tested against.
 
     One binary for every layer and pair of widths, solved with HiGHS (Huangfu and Hall, "Parallelizing the dual revised simplex
     method", 2018) on one thread, with the same result at every call. What HiGHS returns is counted anew: a policy above a
-    limit, which its tolerances would let through, is excluded and the programme solved again.
+    limit, which its tolerances would let through, is excluded and the programme solved again. There are no shadow prices.
 
-    Args:
-        problem: space, score and budgets.
-        gap: the search may stop at a solution proven to be within this share of the optimum; 0, the default, means the optimum,
-            which takes milliseconds to seconds for networks of a hundred layers.
-        time_limit: seconds after which the best solution found so far is returned with status ``feasible``; no limit by default.
-
-    Raises:
-        InfeasibleError: no policy meets the budgets; the message gives every limit and the smallest reachable value.
-        BitallocError: ``gap`` is negative, ``time_limit`` is not positive, or the time is over before any solution is found.
+    Arguments and errors are those of :func:`bitalloc.search.solve`.
     """
-    if not 0 <= gap < math.inf:
-        raise BitallocError(f"gap is {gap}, expected a share of the objective that is 0 or more, for example 0.01.")
-    if time_limit is not None and not time_limit > 0:
-        raise BitallocError(f"time_limit is {time_limit}, expected a positive number of seconds or None.")
+    deadline = deadline_of(gap, time_limit)
     start = time.perf_counter()
-    deadline = math.inf if time_limit is None else start + time_limit
-    found = _minimise(problem.space, problem.score, problem.budgets, gap, deadline)
+    found = minimise(problem.space, problem.score, problem.budgets, gap, deadline)
     if found is None:
-        raise InfeasibleError(_explained(problem))
+        raise InfeasibleError("no policy of the search space keeps the ties and meets all budgets: raise the limits or add candidates.")
     bits, bound = found
     return judged(problem, bits, bound, time.perf_counter() - start)
 
 
-def _minimise(
-    space: SearchSpace, objective: Table, budgets: Sequence[Budget], gap: float, deadline: float
+def deadline_of(gap: float, time_limit: float | None) -> float:
+    """When a search that starts now must end, on ``time.perf_counter``. Raises BitallocError for options out of range."""
+    if not 0 <= gap < math.inf:
+        raise BitallocError(f"gap is {gap}, expected a share of the objective that is 0 or more, for example 0.01.")
+    if time_limit is not None and not time_limit > 0:
+        raise BitallocError(f"time_limit is {time_limit}, expected a positive number of seconds or None.")
+    return math.inf if time_limit is None else time.perf_counter() + time_limit
+
+
+def minimise(
+    space: SearchSpace,
+    objective: Table,
+    budgets: Sequence[Budget],
+    gap: float,
+    deadline: float,
+    known: Mapping[str, Bits] | None = None,
 ) -> tuple[Mapping[str, Bits], float] | None:
-    """The best assignment and a bound on the objective, or ``None`` if there is no assignment inside the budgets."""
+    """The best assignment and a bound on the objective, or ``None`` if there is no assignment inside the budgets.
+
+    Args:
+        space: what may be chosen.
+        objective: the score of every choice.
+        budgets: the limits.
+        gap: the search may stop within this share of the optimum.
+        deadline: of ``time.perf_counter``.
+        known: an assignment inside the budgets, to be returned if nothing better is found.
+
+    Raises:
+        BitallocError: the time is over and no assignment is known.
+    """
     excluded: list[Mapping[str, Bits]] = []
-    best: Mapping[str, Bits] | None = None
-    ceiling = math.inf
+    best = known
+    ceiling = math.inf if known is None else objective.total(known)
     while (programme := build(space, objective, budgets, excluded, ceiling)) is not None:
         loose = best is None and _wide(programme)
         answer = run(programme, max(gap, _LOOSE) if loose else gap, deadline)
@@ -87,29 +101,3 @@ def _blurred(programme: Programme, ceiling: float) -> bool:
     """Whether the widest score is so far above all that a better solution can hold that the tolerance hides what is left."""
     room = ceiling / programme.scale - programme.offset
     return room > 0 and max(programme.objective) > _WIDE * room
-
-
-def _explained(problem: Problem) -> str:
-    parts: list[str] = []
-    for k, budget in enumerate(problem.budgets):
-        alone = _smallest(problem, budget, ())
-        if alone is None:
-            break
-        text = f"{budget.name}: limit {_written(budget.limit)} {budget.unit}, smallest reachable {_written(alone)}"
-        held = _smallest(problem, budget, (*problem.budgets[:k], *problem.budgets[k + 1 :])) if len(problem.budgets) > 1 else None
-        if held is not None and held != alone:
-            text += f" alone and {_written(held)} with the other budgets held"
-        parts.append(text)
-    if len(parts) < len(problem.budgets) or not parts:
-        return "no policy keeps the ties: the tied layers have no widths in common, whatever the budgets. Give them the same candidates."
-    return f"no policy of the search space meets all budgets. {'; '.join(parts)}. Raise the limits or add narrower candidates."
-
-
-def _smallest(problem: Problem, budget: Budget, others: Sequence[Budget]) -> float | None:
-    found = _minimise(problem.space, budget.table, others, 0.0, math.inf)
-    return None if found is None else budget.table.total(found[0])
-
-
-def _written(value: float) -> str:
-    """All digits, so that the number can be pasted back as a limit."""
-    return str(int(value)) if value.is_integer() else repr(value)

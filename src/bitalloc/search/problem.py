@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from bitalloc.budget import Budget
-from bitalloc.policy import Bits
+from bitalloc.policy import FLOAT, Bits
 from bitalloc.space import SearchSpace, Table
 
 ROUNDING: Final = 1e-15
@@ -44,7 +44,13 @@ class Problem:
             all(bits[name] in choices.pairs for name, choices in self.space.candidates.items())
             and all(len({bits[name].weight for name in group}) == 1 for group in self.space.weight_ties if group)
             and all(len({bits[name].act for name in group}) == 1 for group in self.space.act_ties if group)
+            and self._few_widths(bits)
         )
+
+    def _few_widths(self, bits: Mapping[str, Bits]) -> bool:
+        most = self.space.max_widths
+        sides = ({choice.weight for choice in bits.values()}, {choice.act for choice in bits.values()})
+        return most is None or all(len(widths - {FLOAT}) <= most for widths in sides)
 
 
 def within(budget: Budget, bits: Mapping[str, Bits]) -> bool:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Final, final
 
 from bitalloc.budget import Budget
-from bitalloc.policy import Bits
+from bitalloc.policy import FLOAT, Bits
 from bitalloc.search.problem import ROUNDING
 from bitalloc.space import SearchSpace, Table
 
@@ -38,7 +38,8 @@ class Programme:
         open: for every column whether it can be chosen at all.
         offset: the objective when every layer has its best choice.
         scale: what to multiply with to get back to the score's own unit.
-        rows: one choice a layer, the budgets, the ties, the excluded assignments.
+        rows: one choice a layer, the budgets, the ties, the excluded assignments, the number of widths.
+        switches: further binary columns at the end, of no score: one for each side and width that ``max_widths`` counts.
     """
 
     columns: tuple[tuple[str, Bits], ...]
@@ -47,6 +48,7 @@ class Programme:
     offset: float
     scale: float
     rows: tuple[Row, ...]
+    switches: int
 
 
 def build(
@@ -58,6 +60,7 @@ def build(
         s.t. sum_p x[l, p] = 1                           one choice a layer
              sum cost[l, p] x[l, p] <= limit             every budget
              sum_{p of width w} x[l, p] the same         for all layers l of a tie, every w
+             sum_{p of width w} x[l, p] <= y[w], sum_w y[w] <= max_widths
 
     A layer's smallest score and cost are taken out of the sums, since they are spent in any case. A choice that alone takes a
     budget over its limit, or the objective over ``ceiling`` (the score of a solution already known), is closed.
@@ -88,7 +91,8 @@ def build(
     # Differences far below the last digit of the sum cannot be told apart, and would scale the offset to infinity.
     scale = max(widest / _RANGE, abs(offset) * ROUNDING) or 1.0
     coefficients = tuple(span / scale if use else 0.0 for span, use in zip(spans, usable, strict=True))
-    return Programme(columns, coefficients, tuple(usable), offset / scale, scale, tuple(rows))
+    widths, switches = _width_rows(space, columns)
+    return Programme(columns, coefficients, tuple(usable), offset / scale, scale, (*rows, *widths), switches)
 
 
 def _spans(space: SearchSpace, table: Table) -> tuple[list[float], float]:
@@ -125,3 +129,22 @@ def _ties(space: SearchSpace, columns: Sequence[tuple[str, Bits]]) -> Iterator[R
 def _exclusions(columns: Sequence[tuple[str, Bits]], excluded: Sequence[Mapping[str, Bits]]) -> Iterator[Row]:
     for bits in excluded:
         yield Row({i: 1.0 for i, (name, choice) in enumerate(columns) if bits[name] == choice}, -math.inf, len(bits) - 1.0)
+
+
+def _width_rows(space: SearchSpace, columns: Sequence[tuple[str, Bits]]) -> tuple[list[Row], int]:
+    """The rows of ``max_widths``, and the number of switches that they need."""
+    rows: list[Row] = []
+    switch = len(columns)
+    if space.max_widths is None:
+        return rows, 0
+    for side in ("weight", "act"):
+        first = switch
+        for width in sorted({getattr(bits, side) for _, bits in columns} - {FLOAT}):
+            users: dict[str, dict[int, float]] = {}
+            for i, (name, bits) in enumerate(columns):
+                if getattr(bits, side) == width:
+                    users.setdefault(name, {switch: -1.0})[i] = 1.0
+            rows += [Row(row, -math.inf, 0.0) for row in users.values()]
+            switch += 1
+        rows.append(Row({i: 1.0 for i in range(first, switch)}, -math.inf, float(space.max_widths)))
+    return rows, switch - len(columns)

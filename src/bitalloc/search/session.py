@@ -41,17 +41,20 @@ def run(programme: Programme, gap: float, deadline: float) -> Answer:
     Raises:
         BitallocError: HiGHS refused the programme or stopped for another reason than its end or the time limit.
     """
-    solver = _configured(gap, deadline)
+    solver = configured(gap, deadline)
     if solver.passModel(_model(programme)) == highspy.HighsStatus.kError:
         raise BitallocError("HiGHS refused the integer programme: the scores or the budgets differ by too many orders of magnitude.")
-    _finish(solver)
+    finish(solver)
+    if solver.getModelStatus() == highspy.HighsModelStatus.kSolveError:  # what presolve made of scores of 1e8 beside ones below 1
+        solver.setOptionValue("presolve", "off")
+        finish(solver)
     status = solver.getModelStatus()
     if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kTimeLimit):
         raise BitallocError(f"HiGHS stopped with the status {solver.modelStatusToString(status)!r}: check the scores and the budgets.")
     info = solver.getInfo()
     bits: Mapping[str, Bits] | None = None
     if info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
-        values = solver.getSolution().col_value
+        values = solver.getSolution().col_value[: len(programme.columns)]
         bits = {name: choice for (name, choice), value in zip(programme.columns, values, strict=True) if value > _CHOSEN}
     # Where HiGHS was stopped before it had a bound: no layer can be better than at its best choice.
     bound = max(info.mip_dual_bound, programme.offset) * programme.scale
@@ -59,7 +62,8 @@ def run(programme: Programme, gap: float, deadline: float) -> Answer:
     return Answer(bits, bound, complete, status == highspy.HighsModelStatus.kInfeasible)
 
 
-def _configured(gap: float, deadline: float) -> highspy.Highs:
+def configured(gap: float, deadline: float) -> highspy.Highs:
+    """HiGHS with our tolerances, silent, until ``deadline`` (of ``time.perf_counter``) at most."""
     solver = highspy.Highs()  # type: ignore[no-untyped-call]
     options: dict[str, bool | int | float | str] = {
         "output_flag": False,
@@ -80,7 +84,7 @@ def _configured(gap: float, deadline: float) -> highspy.Highs:
     return solver
 
 
-def _finish(solver: highspy.Highs) -> None:
+def finish(solver: highspy.Highs) -> None:
     """Runs the solver in its own thread, so that Ctrl-C stops it and comes through."""
     solver.HandleUserInterrupt = True
     thread = solver.startSolve()
@@ -95,11 +99,11 @@ def _finish(solver: highspy.Highs) -> None:
 
 def _model(programme: Programme) -> highspy.HighsLp:
     lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = len(programme.columns), len(programme.rows)
+    lp.num_col_, lp.num_row_ = len(programme.columns) + programme.switches, len(programme.rows)
     lp.offset_ = programme.offset
-    lp.col_cost_ = list(programme.objective)
+    lp.col_cost_ = [*programme.objective, *[0.0] * programme.switches]
     lp.col_lower_ = [0.0] * lp.num_col_
-    lp.col_upper_ = [1.0 if usable else 0.0 for usable in programme.open]
+    lp.col_upper_ = [*(1.0 if usable else 0.0 for usable in programme.open), *[1.0] * programme.switches]
     lp.integrality_ = [highspy.HighsVarType.kInteger] * lp.num_col_
     lp.row_lower_ = [row.lower for row in programme.rows]
     lp.row_upper_ = [row.upper for row in programme.rows]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final
 
 from bitalloc.layers import LayerInfo
@@ -28,6 +28,9 @@ class BudgetUse:
         unit: what is limited, for example ``bitops``.
         used: the sum at the chosen widths.
         slack: what is left, never negative.
+        price: the shadow price: by how much the score would fall for each further ``unit``, at the optimum of the linear relaxation
+            over the choices that fit into the budgets at all (its Lagrange multiplier). Never negative, and 0 where the budget does
+            not bind there. ``None`` where the search was made without it.
     """
 
     name: str
@@ -35,6 +38,7 @@ class BudgetUse:
     unit: str
     used: float
     slack: float
+    price: float | None = None
 
 
 @final
@@ -48,7 +52,8 @@ class Solution:
         objective: the total score.
         bound: no choice inside the budgets has a lower score than this.
         gap: (objective - bound) / abs(objective), 0 when optimal.
-        budgets: what is used of every budget, in the order of the problem.
+        budgets: what is used of every budget, in the order of the problem; of several with one name the one of which most is used,
+            at the sum of their prices.
         seconds: wall-clock time of the search.
     """
 
@@ -60,14 +65,14 @@ class Solution:
     budgets: tuple[BudgetUse, ...]
     seconds: float
 
-    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any]) -> Policy:
+    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any], shared_inputs: tuple[tuple[str, ...], ...] = ()) -> Policy:
         """The widths as a policy of the model with these layers.
 
         Its provenance is ``provenance`` and ``status``, ``objective``, ``bound``, ``gap`` and ``budgets`` of this solution. The
-        seconds are left out, so that the same search writes the same file.
+        seconds are left out, so that the same search writes the same file. ``shared_inputs`` are those of the space.
 
         Raises:
-            PolicyError: the solution is for other layers; the message names them.
+            PolicyError: the solution is for other layers, or layers that share an input differ in width; the message names them.
         """
         shapes = {layer.name: layer.weight_shape for layer in layers}
         found = {
@@ -77,30 +82,41 @@ class Solution:
             "gap": self.gap,
             "budgets": [asdict(use) for use in self.budgets],
         }
-        policy = Policy(self.bits, {name: shapes.get(name, ()) for name in self.bits}, {**provenance, **found})
+        policy = Policy(self.bits, {name: shapes.get(name, ()) for name in self.bits}, {**provenance, **found}, shared_inputs)
         policy.check(layers)
         return policy
 
 
-def judged(problem: Problem, bits: Mapping[str, Bits], bound: float, seconds: float) -> Solution:
-    """The solution with these widths: everything but ``bound`` is counted anew from the problem's own tables."""
+def judged(problem: Problem, bits: Mapping[str, Bits], bound: float, seconds: float, prices: Sequence[float] | None = None) -> Solution:
+    """The solution with these widths: everything but ``bound`` and ``prices`` is counted anew from the problem's own tables."""
     objective = problem.score.total(bits)
     gap = (objective - bound) / max(abs(objective), _LEAST) if objective > bound else 0.0
     optimal = gap <= _EXACT
     ordered = {name: bits[name] for name in problem.space.candidates}
-    uses = []
-    for budget in problem.budgets:
-        used = budget.table.total(ordered)
-        uses.append(BudgetUse(budget.name, budget.limit, budget.unit, used, max(budget.limit - used, 0.0)))
     return Solution(
         bits=ordered,
         status="optimal" if optimal else "feasible",
         objective=objective,
         bound=objective if optimal else bound,
         gap=0.0 if optimal else gap,
-        budgets=tuple(uses),
+        budgets=_uses(problem, ordered, prices),
         seconds=seconds,
     )
+
+
+def _uses(problem: Problem, bits: Mapping[str, Bits], prices: Sequence[float] | None) -> tuple[BudgetUse, ...]:
+    uses: dict[str, BudgetUse] = {}
+    for k, budget in enumerate(problem.budgets):
+        used = budget.table.total(bits)
+        price = None if prices is None else prices[k]
+        before = uses.get(budget.name)
+        if before is not None and before.price is not None and price is not None:
+            price += before.price
+        if before is not None and before.used / before.limit >= used / budget.limit:
+            uses[budget.name] = replace(before, price=price)
+        else:
+            uses[budget.name] = BudgetUse(budget.name, budget.limit, budget.unit, used, max(budget.limit - used, 0.0), price)
+    return tuple(uses.values())
 
 
 def loose_bound(problem: Problem) -> float:
