@@ -86,10 +86,11 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one model")
     arguments = parser.parse_args()
     provide_torchvision_operators()
-    import benchmarks.compatibility.checks  # noqa: F401
     import timm  # noqa: F401
     import torchvision  # noqa: F401
     import transformers  # noqa: F401
+
+    import benchmarks.compatibility.checks  # noqa: F401
 
     results = []
     for case in all_cases():

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
 import torch
+from torch import Tensor
+
 from benchmarks.compatibility.cases import call, first_sample
 from benchmarks.compatibility.counter import count
 from benchmarks.compatibility.subject import Failed, Subject, tensors
-from torch import Tensor
-
-from bitalloc import Bits, Description, Problem, Table, describe, is_step_size, quantize, resolve_budgets, search_space, solve
+from bitalloc import Bits, Description, LayerInfo, Problem, Table, describe, is_step_size, quantize, resolve_budgets, search_space, solve
 from bitalloc.errors import DescribeError
 from bitalloc.wrap import active_bits, prepare_joint
 
@@ -47,7 +47,7 @@ def wraps(s: Subject) -> None:
 def macs(s: Subject) -> None:
     """Layers plus what ``not_counted`` says are what PyTorch's own counter finds; no product with a weight is silently left out."""
     counted = count(s.model, s.inputs)
-    layers = sum(layer.macs for layer in s.described.layers) * counted.batch
+    layers = sum(layer.macs * _times(layer, counted.batch) for layer in s.described.layers)
     rest = sum(entry.macs for entry in s.described.not_counted) * counted.batch
     s.facts |= {"macs": counted.total, "macs_in_layers": layers, "macs_not_counted": rest}
     s.facts["macs_with_parameters"] = sum(counted.of_parameter.values())
@@ -107,7 +107,8 @@ def policy_solves(s: Subject) -> None:
     solution = solve(Problem(space, Table(scores, "noise"), budgets), gap=0.01, time_limit=60.0)
     if any(use.used > use.limit for use in solution.budgets):
         raise Failed(f"the budget is exceeded: {solution.budgets}")
-    policy = solution.policy(layers, {"not_counted": [entry.name for entry in s.described.not_counted]})
+    left_out = [entry.name for entry in s.described.not_counted]
+    policy = solution.policy(layers, {"not_counted": left_out}, shared_inputs=space.shared_inputs)
     wrong = [name for name, bits in active_bits(s.quantized(policy)).items() if policy.bits.get(name) != bits]
     if wrong:
         raise Failed(f"the quantized model has other widths than the policy: {_some(wrong)}")
@@ -152,11 +153,16 @@ def _equal(expected: list[Tensor], found: Iterator[Tensor] | list[Tensor]) -> bo
     return len(expected) == len(other) and all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
 
 
+def _times(layer: LayerInfo, batch: int) -> int:
+    """How many samples one count of a layer stands for: what reads a constant, such as a table of positions, runs once a batch."""
+    return 1 if layer.site.startswith("constant") else batch
+
+
 def _unexplained(description: Description, of_module: Mapping[str, int], batch: int) -> list[tuple[str, int]]:
     """Modules whose own products are neither in a layer nor in ``not_counted``, the largest first: name and difference."""
     left = dict(of_module)
     for layer in description.layers:
-        left[layer.name] = left.get(layer.name, 0) - layer.macs * batch
+        left[layer.name] = left.get(layer.name, 0) - layer.macs * _times(layer, batch)
     for entry in description.not_counted:
         left[entry.name] = left.get(entry.name, 0) - entry.macs * batch
     return sorted(((name, value) for name, value in left.items() if value), key=lambda item: -math.fabs(item[1]))

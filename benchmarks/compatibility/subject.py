@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from benchmarks.compatibility.cases import Case, call
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from benchmarks.compatibility.cases import Case, call
 from bitalloc import Bits, Description, Policy, quantize
 
 

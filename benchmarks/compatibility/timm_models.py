@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.compatibility.cases import CLASSES, Case, image
 from torch import nn
+
+from benchmarks.compatibility.cases import CLASSES, Case, image
 
 _CONVOLUTIONAL = {
     "convnext_atto": 64,

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.compatibility.cases import BATCH, CLASSES, Case, image
 from torch import Tensor, nn
+
+from benchmarks.compatibility.cases import BATCH, CLASSES, Case, image
 
 _CLASSIFICATION = {
     "alexnet": 64,

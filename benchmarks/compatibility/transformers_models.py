@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.compatibility.cases import BATCH, Case, image
 from torch import nn
+
+from benchmarks.compatibility.cases import BATCH, Case, image
 
 _VOCABULARY = 128
 _TOKENS = 16
