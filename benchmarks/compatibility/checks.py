@@ -18,8 +18,8 @@ FLOAT = Bits(32, 32)
 W4A4 = Bits(4, 4)
 QUANTIZER = "quantizer"
 """Every key that quantization adds to a state dict has this word in it."""
-
-
+RECURRENT = "recurrent layer"
+"""What ``describe`` calls an LSTM, GRU or RNN among what is not counted."""
 ADVICE = "a batch of one"
 """What ``describe`` asks for where counts do not divide by the batch size."""
 
@@ -48,7 +48,8 @@ def macs(s: Subject) -> None:
     """Layers plus what ``not_counted`` says are what PyTorch's own counter finds; no product with a weight is silently left out."""
     counted = count(s.model, s.inputs)
     layers = sum(layer.macs * _times(layer, counted.batch) for layer in s.described.layers)
-    rest = sum(entry.macs for entry in s.described.not_counted) * counted.batch
+    # PyTorch has no formula for recurrent layers, which run as one operation.
+    rest = sum(entry.macs for entry in s.described.not_counted if RECURRENT not in entry.reason) * counted.batch
     s.facts |= {"macs": counted.total, "macs_in_layers": layers, "macs_not_counted": rest}
     s.facts["macs_with_parameters"] = sum(counted.of_parameter.values())
     known = {layer.name for layer in s.described.layers}

@@ -11,16 +11,16 @@ MODELS = (
     "torchvision/resnet18",
     "torchvision/mobilenet_v3_small",
     "torchvision/densenet121",
-    "torchvision/vit_b_16",
     "torchvision/swin_t",
     "torchvision/lraspp_mobilenet_v3_large",
     "timm/convnext_atto",
+    "timm/vit_tiny_patch16_224",
     "timm/nf_regnet_b0",
     "timm/mixer_s32_224",
     "timm/ghostnet_050",
     "transformers/BertForMaskedLM",
     "transformers/GPT2LMHeadModel",
-    "transformers/Llama",
+    "transformers/LlamaForCausalLM",
     "transformers/WhisperEncoder",
 )
 

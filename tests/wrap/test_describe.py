@@ -354,6 +354,14 @@ class StandardisedConv(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class NormalisedConv(nn.Conv2d):
+    """Weight standardisation by a batch norm over the reshaped weight, as timm has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(x, flat.reshape_as(self.weight), self.bias)
+
+
 class InputByOutput(nn.Module):
     """The layer of GPT-2, whose weight has shape (in, out)."""
 
@@ -378,6 +386,7 @@ class Experts(nn.Module):
     ("module", "shape", "name", "kind", "weight_shape", "macs"),
     [
         (StandardisedConv(2, 4, 3, groups=2), (2, 5, 5), "0", "conv2d", (4, 1, 3, 3), 9 * 4 * 9),
+        (NormalisedConv(2, 4, 3), (2, 5, 5), "0", "conv2d", (4, 2, 3, 3), 9 * 4 * 18),
         (nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 4, 3)), (2, 5), "0", "conv1d", (4, 2, 3), 3 * 4 * 6),
         (InputByOutput(), (3, 4), "0", "matmul", (4, 6), 3 * 24),
         (Experts(), (4,), "0.kernel", "matmul", (3, 4, 5), 60),

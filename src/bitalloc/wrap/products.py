@@ -147,7 +147,11 @@ def _name(flow: Flow, module: str, roots: Iterable[int]) -> str | None:
 
 
 def _shape(flow: Flow, weight: int) -> tuple[int, ...]:
-    return flow.graph.values[flow.base[weight]].shape
+    """The shape of the parameter that a weight is or is computed from, element by element; else that of what was computed."""
+    values = flow.graph.values
+    computed = values[flow.base[weight]]
+    same_size = (values[root].shape for root in sorted(flow.roots[weight]) if values[root].numel == computed.numel)
+    return next(same_size, computed.shape)
 
 
 def _kind(flow: Flow, node: Node, weight: int, on_the_right: bool) -> str:
