@@ -134,3 +134,23 @@ def test_the_reason_of_every_kept_batch_norm_is_given(quantized):
     assert "running statistics" in kept["2"]
     assert "grouped transposed" in kept["4"]
     assert "not quantized" in kept["6"]
+
+
+class NormThenAct(nn.BatchNorm2d):
+    """As timm has it: the activation function is a part of the batch norm."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+def test_the_activation_function_in_a_batch_norm_stays(quantized):
+    x = torch.randn(8, 3, 6, 6)
+    model, description = quantized(nn.Sequential(nn.Conv2d(3, 4, 3), NormThenAct(4), nn.Conv2d(4, 2, 1)), x, "w4a32")
+    done = deploy(model, x, description.producers)
+    assert done.folded == {"1": "0"}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in done.model.modules())
+    assert close(done.model(x), model(x))

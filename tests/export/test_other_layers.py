@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bitalloc.errors import ExportError
-from bitalloc.export import deploy, export_onnx, onnx_session
+from bitalloc.export import deploy, export_onnx, onnx_session, verify_onnx
 from bitalloc.policy import Bits, Policy
 from bitalloc.wrap import QuantizerSettings, quantize
 
@@ -138,3 +138,44 @@ def test_attention_is_exported_with_its_projections_quantized(tmp_path):
     shapes = [list(tensor.dims) for tensor in stored(tmp_path / "model.onnx").values() if tensor.data_type == TensorProto.INT8]
     assert [48, 16] in shapes
     assert [16, 16] in shapes
+
+
+class Right(nn.Module):
+    """A parameter of shape (in, out), multiplied with from the right."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.kernel = nn.Linear(6, 16), nn.Parameter(torch.randn(16, 5) / 4)
+
+    def forward(self, x):
+        return torch.relu(self.stem(x)) @ self.kernel
+
+
+def test_a_parameter_multiplied_from_the_right_runs_as_integers(tmp_path):
+    x = torch.randn(32, 6)
+    deployed = deploy(quantized(Right(), x, {"stem": "w8a8", "kernel": "w4a8"}), x).model
+    torch.testing.assert_close(run(deployed, x, tmp_path / "model.onnx"), deployed(x), rtol=0, atol=1e-5)
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.picture, self.norm = nn.Embedding(20, 8), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, *, ids, image):
+        return {"logits": self.head(self.words(ids).mean(1) + torch.relu(self.norm(self.picture(image))).mean((2, 3)))}
+
+
+def test_a_model_of_keyword_arguments_from_deployment_to_verification(tmp_path):
+    batch = {"ids": torch.randint(0, 20, (16, 4)), "image": torch.randn(16, 3, 6, 6)}
+    model = quantized(Keywords(), batch, {"words": "w8a32", "picture": "w8a8", "head": "w8a8"})
+    made = deploy(model, batch, {"norm": "picture"})
+    assert made.folded == {"norm": "picture"}
+    one = {name: value[:1] for name, value in batch.items()}
+    export_onnx(made.model, one, tmp_path / "model.onnx")
+    found = verify_onnx(tmp_path / "model.onnx", made.model, [{**batch, "labels": torch.zeros(16)}])
+    assert (found.images, found.agreement) == (16, 1.0)
+    assert found.max_abs_diff < 1e-4
+    with pytest.raises(ExportError, match="reads ids, image, and the batch has only ids: add image"):
+        verify_onnx(tmp_path / "model.onnx", made.model, [{"ids": batch["ids"]}])

@@ -144,7 +144,7 @@ def test_provenance_says_where_a_policy_comes_from() -> None:
 
 def test_the_smallest_reachable_value_is_said() -> None:
     smallest = _bitops({**dict.fromkeys(NAMES, Bits(2, 2)), **PINS})
-    with pytest.raises(InfeasibleError, match=f"limit 1000 bitops, smallest reachable {smallest}"):
+    with pytest.raises(InfeasibleError, match=f"limit 1000 bitops .1 kBitOps., smallest reachable {smallest}"):
         allocate(_indicators(), DESCRIPTION, _space(), {"bitops": 1000})
 
 

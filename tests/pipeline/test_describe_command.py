@@ -105,6 +105,9 @@ def test_an_exported_programme_gives_the_same_layers(here: Path) -> None:
     found = report(str(here / "net.pt2"))
     assert {layer["name"]: layer["macs"] for layer in found["layers"]} == {"0": 36 * 4 * 27, "3": 144 * 5}
     assert found["graph"] == "export"
+    result = call(str(here / "net.pt2"), "--input", "1x4x8x8")
+    assert result.exit_code == 1
+    assert "Give inputs of the shapes it was exported with" in " ".join(result.output.split())
 
 
 class _Timm(ModuleType):
@@ -126,6 +129,22 @@ def test_a_name_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     result = call("timm:huge")
     assert result.exit_code == 1
     assert "timm has no model 'huge'" in result.output
+
+
+class _Asks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        return self.layer(x[:, x[0] >= 0]) if x[0, 0].item() >= 0 else x
+
+
+def test_a_model_that_asks_for_numbers_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", _Timm("timm"))
+    monkeypatch.setattr(_Timm, "create_model", lambda self, name, pretrained: _Asks())
+    assert [layer["macs"] for layer in report("timm:tiny", "--input", "1x3x2x2")["layers"]] == [60]
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision", "transformers"])

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitalloc.errors import DescribeError
 from bitalloc.layers import by_name
+from bitalloc.policy import Bits, Policy
+from bitalloc.wrap import quantize, quantized_layers
 from bitalloc.wrap.describe import describe
 
 
@@ -410,6 +412,31 @@ def test_products_that_compute_a_weight_are_not_those_of_the_layer(batch: int) -
     (entry,) = found.not_counted
     assert (entry.type, entry.macs) == ("_SpectralNorm", 6 * 4 + 6)
     assert "of constants alone" in entry.reason
+
+
+def test_the_older_spectral_norm_is_no_call_of_the_layer() -> None:
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 6)), nn.Linear(6, 2))
+    found = describe(model, torch.zeros(2, 4))
+    assert [(layer.name, layer.calls, layer.macs) for layer in found.layers] == [("0", 1, 24), ("1", 1, 12)]
+    assert [(entry.name, entry.macs) for entry in found.not_counted] == [("", 6 * 4 + 6)]
+
+
+def test_an_embedding_bag_is_left_out_so_that_the_rest_can_be_quantized() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(10, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.head(self.bag(ids))
+            return out
+
+    model, ids = Bag(), torch.zeros(2, 3, dtype=torch.long)
+    found = describe(model, ids)
+    assert [layer.name for layer in found.layers] == ["head"]
+    assert "embedding bag" in reasons(model, ids)["bag"]
+    quantized = quantize(model, Policy.uniform(found.layers, Bits(4, 4)), calibration=[ids])
+    assert list(quantized_layers(quantized)) == ["head"]
 
 
 def test_projections_of_queries_and_keys_of_other_sizes() -> None:

@@ -30,6 +30,24 @@ def test_a_file_gives_what_the_model_gives(tmp_path: Path, networks: SimpleNames
     assert describe_exported(program, example) == found
 
 
+def test_a_file_tells_tied_weights(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.head(self.mix(self.table(ids)))
+            return out
+
+    model, ids = Tied().eval(), torch.zeros(2, 3, dtype=torch.long)
+    torch.export.save(torch.export.export(model, (ids,)), tmp_path / "model.pt2")
+    found = describe_exported(torch.export.load(tmp_path / "model.pt2"))
+    assert [(layer.name, layer.same_weight_as) for layer in found.layers] == [("table", ""), ("mix", ""), ("head", "table")]
+    assert found == dataclasses.replace(describe(model, ids), graph="export")
+
+
 def test_a_model_that_cannot_be_exported_is_one_clear_sentence() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:

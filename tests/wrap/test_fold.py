@@ -39,6 +39,7 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))
 
 
+torch.manual_seed(0)  # the weights of the models below: a tolerance must not depend on luck
 IMAGES, LINES, ROWS = (4, 3, 8, 8), (4, 3, 9), (4, 12)
 GOOD = {
     "conv, batch norm, relu": (nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3)), IMAGES),
@@ -51,6 +52,38 @@ GOOD = {
     "circular padding": (nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(5)), IMAGES),
     "double precision": (nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)).double(), IMAGES),
 }
+
+
+class NormThenAct(nn.BatchNorm2d):
+    """As timm has it: the activation function is a part of the batch norm."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class ActThenNorm(NormThenAct):
+    def forward(self, x):
+        return nn.BatchNorm2d.forward(self, self.act(x))
+
+
+def test_the_activation_function_in_a_batch_norm_stays():
+    x = torch.randn(IMAGES)
+    model = lively(nn.Sequential(nn.Conv2d(3, 5, 3), NormThenAct(5), nn.Conv2d(5, 2, 1)))
+    done = folded(model, x)
+    assert done.folded == {"1": "0"}
+    assert norms(done.model) == []
+    assert [name for name, _ in done.model.named_modules()] == [name for name, _ in model.named_modules()]
+    assert_same(done.model(x), model(x))
+
+
+def test_an_activation_function_in_front_of_the_batch_norm_hinders_folding():
+    done = folded(lively(nn.Sequential(nn.Conv2d(3, 5, 3), ActThenNorm(5))), torch.randn(IMAGES))
+    assert done.folded == {}
+    assert "changes the outputs" in done.kept["1"]
 
 
 @pytest.mark.parametrize("case", GOOD)

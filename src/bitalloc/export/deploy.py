@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bitalloc.errors import ExportError
 from bitalloc.export.embedding import deployed_embedding
@@ -16,8 +16,9 @@ from bitalloc.export.parts import grid_of, scaled, weights_of
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.wrap import QuantizedLayer, quantized_layers
+from bitalloc.wrap.describe import arguments_of
 from bitalloc.wrap.embedding import QuantizedEmbedding
-from bitalloc.wrap.fold import affine, foldable, replace_modules
+from bitalloc.wrap.fold import affine, foldable, left_of, replace_modules
 from bitalloc.wrap.functional import Watching
 
 
@@ -36,7 +37,7 @@ class Deployed:
     kept: Mapping[str, str]
 
 
-def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mapping[str, str] | None = None) -> Deployed:
+def deploy(model: nn.Module, example: Any, producers: Mapping[str, str] | None = None) -> Deployed:
     """A deployed copy of a quantized model at its active widths; ``model`` stays as it is.
 
     Every quantized layer becomes a layer of integer weights that computes on integers. Batch norms are folded where that is exact:
@@ -47,7 +48,8 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
 
     Args:
         model: from :func:`~bitalloc.wrap.quantize`, or :func:`~bitalloc.wrap.prepare_joint` and ``switch``; calibrated.
-        example: inputs to try the folds on: a tensor, or the tuple of arguments. One or two samples do.
+        example: inputs to try the folds on: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+            One or two samples do.
         producers: batch norm name to the layer in front of it, ``Description.producers``; without it nothing is folded.
 
     Returns:
@@ -55,15 +57,16 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
 
     Raises:
         ExportError: the model has no quantized layer.
+        DescribeError: the example is no tensor, tuple, list or mapping.
         QuantizerError: an input quantizer is not calibrated.
     """
     if not quantized_layers(model):
         raise ExportError(f"{type(model).__name__} has no quantized layer: pass the model that quantize(model, policy) returned.")
-    arguments = to_device(example if isinstance(example, tuple) else (example,), module_device(model))
+    args, kwargs = to_device(arguments_of(example), module_device(model))
     copy = without_switches(deepcopy(model).eval())
     bound = _used_by_other_code(copy)
     folded, kept = foldable(
-        copy, lambda candidate: candidate(*arguments), producers or {}, lambda name, layer: _obstacle(name, layer, bound)
+        copy, lambda candidate: candidate(*args, **kwargs), producers or {}, lambda name, layer: _obstacle(name, layer, bound)
     )
     norm_of = {layer: norm for norm, layer in folded.items()}
     modules = dict(copy.named_modules())
@@ -79,7 +82,7 @@ def deploy(model: nn.Module, example: Tensor | tuple[Any, ...], producers: Mappi
         deployed, reason = _convert(layer, None if norm is None else modules[norm])
         replacements[layer] = deployed
         if norm is not None and reason is None:
-            replacements[modules[norm]] = nn.Identity()
+            replacements[modules[norm]] = left_of(modules[norm])
         elif norm is not None and reason is not None:
             kept[norm] = reason
             del folded[norm]

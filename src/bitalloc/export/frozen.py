@@ -73,7 +73,9 @@ class FrozenWeight(_Frozen):
             return
         self.levels, weight = quantizer.levels, layer.weight.detach()
         self.axis = 0 if self.channel_axis is None else self.channel_axis
-        scale = quantizer.step.detach().float().expand(weight.shape[self.axis]).clone()
+        # One scale a tensor stays one number: repeated along an axis it would have to run along the outputs, for ONNX Runtime's
+        # integer matrix products, and which axis that is only the user's code knows.
+        scale = quantizer.step.detach().float().reshape(() if self.channel_axis is None else -1).clone()
         self.register_buffer("codes", weight_codes(weight, along(scale, self.axis, weight.dim()), quantizer))
         self.register_buffer("scale", scale)
 
@@ -84,7 +86,7 @@ class FrozenWeight(_Frozen):
         if weight is self.layer.weight:
             out: Tensor = ops.dequantize_weight(self.codes, self.scale, self.axis)
             return out
-        scale = self.scale[:1] if self.channel_axis is None else along(self.scale, self.axis, weight.dim())
+        scale = self.scale if self.channel_axis is None else along(self.scale, self.axis, weight.dim())
         return (weight / scale).clamp(*self.levels).round() * scale
 
 

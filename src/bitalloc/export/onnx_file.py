@@ -19,6 +19,7 @@ from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.quantizers import Quantizer
 from bitalloc.wrap import quantized_layers
+from bitalloc.wrap.describe import arguments_of
 
 IR_VERSION = 10
 """Version of the file format: the one that belongs to operator set 21. Newer ones are refused by runtimes of a year ago."""
@@ -27,22 +28,25 @@ LIMIT = 2**31 - 1
 INSTALL = "pip install 'bitalloc[onnx]'"
 
 
-def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def export_onnx(model: nn.Module, example: Any, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a deployed model as ONNX, operator set 21, IR version 10, with a free batch size.
 
     Weights are INT8 tensors in front of DequantizeLinear, biases INT32 tensors with the scale ``input step * weight scale``,
     activations QuantizeLinear to UINT8, Clip below 8 bits, DequantizeLinear: the form that runtimes turn into integer kernels.
-    The input is called ``input`` and the output ``output`` (``input_0``, ``input_1``... if there are several).
+    The input is called ``input`` (``input_0``, ``input_1``... if there are several; keyword arguments keep their names) and the output
+    ``output``.
 
     Args:
         model: ``deploy(...).model``.
-        example: inputs, the batch in the first dimension; a tensor, or the tuple of arguments.
+        example: inputs, the batch in the first dimension; a tensor, a tuple or list of positional arguments, or a mapping of keyword
+            arguments.
         path: the file; it is replaced in one step, and left as it was if anything fails.
         metadata: texts to keep in the file, for example the policy as JSON.
 
     Raises:
         MissingDependencyError: onnx or onnxscript is not installed.
         ExportError: the model has quantizers, cannot be traced, needs a fixed batch size, or is too large for one file.
+        DescribeError: the example is no tensor, tuple, list or mapping.
         FileError: the file cannot be written.
     """
     active = [
@@ -57,9 +61,9 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(f"writing ONNX needs {error.name}, which is not installed: {INSTALL}") from error
-    arguments = to_device(example if isinstance(example, tuple) else (example,), module_device(model))
+    args, kwargs = to_device(arguments_of(example), module_device(model))
     with files.replacing(path) as temporary:  # opened first, so that a folder that cannot be written costs no waiting
-        content = _program(model.eval(), _at_least_two(arguments)).model_proto
+        content = _program(model.eval(), *_at_least_two(args, kwargs)).model_proto
         _strip(content, metadata or {})
         scale_after_convolution(content)
         _add_zero_points(content)
@@ -72,16 +76,18 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Any, ...], path: Path,
             raise ExportError(f"{type(model).__name__} gives an invalid ONNX graph, so {path} was not written: {error}") from error
 
 
-def _program(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     batch = torch.export.Dim("batch", min=1)
-    names = ["input"] if len(arguments) == 1 else [f"input_{index}" for index in range(len(arguments))]
+    names = list(kwargs) or (["input"] if len(args) == 1 else [f"input_{index}" for index in range(len(args))])
+    sizes = [{0: batch} if isinstance(value, Tensor) else None for value in (*args, *kwargs.values())]
     try:
         with _quiet(), torch.no_grad():
             # Traced here, because torch.onnx.export would fall back to a fixed batch size without a word.
             traced = torch.export.export(
                 model,
-                arguments,
-                dynamic_shapes=tuple({0: batch} if isinstance(argument, Tensor) else None for argument in arguments),
+                args,
+                kwargs,
+                dynamic_shapes=dict(zip(kwargs, sizes, strict=True)) if kwargs else tuple(sizes),
                 strict=False,
             )
             return torch.onnx.export(
@@ -136,12 +142,13 @@ def _add_zero_points(model: Any) -> None:
             node.input.append(f"{weight.name}.zeros.{index}")
 
 
-def _at_least_two(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _at_least_two(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with a batch of two at least: a batch of one would be taken for a fixed size."""
-    return tuple(
-        torch.cat([argument, argument]) if isinstance(argument, Tensor) and argument.dim() and argument.shape[0] == 1 else argument
-        for argument in arguments
-    )
+
+    def doubled(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1 else value
+
+    return tuple(map(doubled, args)), {name: doubled(value) for name, value in kwargs.items()}
 
 
 @contextmanager

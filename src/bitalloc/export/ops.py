@@ -27,7 +27,7 @@ def _(x: Tensor, scale: Tensor, zero_point: int, low: int, high: int) -> Tensor:
 
 @torch.library.custom_op("bitalloc::dequantize_weight", mutates_args=())
 def dequantize_weight(codes: Tensor, scale: Tensor, axis: int) -> Tensor:
-    """Integer codes times one scale for each entry of ``axis``, in float32."""
+    """Integer codes times one scale for each entry of ``axis``, or one for all, in float32."""
     return codes.float() * scale.reshape([-1 if index == axis else 1 for index in range(codes.dim())])
 
 

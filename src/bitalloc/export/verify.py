@@ -1,7 +1,7 @@
 """Reading an exported file back with an independent runtime, and comparing it with PyTorch."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bitalloc.errors import ExportError, MissingDependencyError
+from bitalloc.placement import module_device, to_device
+from bitalloc.wrap import run_on_inputs
+from bitalloc.wrap.trace import tensors_in
 
 INSTALL = "pip install 'bitalloc[onnx]'"
 
@@ -21,7 +24,7 @@ class Agreement:
 
     Attributes:
         images: number of samples compared.
-        agreement: share of the predictions (largest logit) that are equal, 0 to 1.
+        agreement: share of the predictions (largest logit, classes in dimension 1) that are equal, 0 to 1.
         max_abs_diff: largest absolute difference of two logits.
     """
 
@@ -73,13 +76,14 @@ def onnx_session(path: Path, threads: int = 0) -> Any:
     raise ExportError(f"{path} cannot be loaded by ONNX Runtime ({_first_line(failure)}): it is damaged. Export it again.") from failure
 
 
-def verify_onnx(path: Path, model: nn.Module, loader: Iterable[Sequence[Any]], threads: int = 0) -> Agreement:
+def verify_onnx(path: Path, model: nn.Module, loader: Iterable[Any], threads: int = 0) -> Agreement:
     """Runs the file in ONNX Runtime and the deployed model in PyTorch on the same data, and compares logits.
 
     Args:
         path: the ONNX file, of :func:`~bitalloc.export.export_onnx`.
         model: the deployed model that it was made from; its mode is left as it is.
-        loader: batches whose first element is the input tensor, for example ``(inputs, labels)``.
+        loader: batches whose first element is the input tensor, for example ``(inputs, labels)``, or mappings of keyword arguments, of
+            which those are taken that the file reads.
         threads: threads of the runtime inside an operation; 0 leaves it to the runtime.
 
     Raises:
@@ -92,7 +96,8 @@ def verify_onnx(path: Path, model: nn.Module, loader: Iterable[Sequence[Any]], t
     images, predictions, equal, largest = 0, 0, 0, 0.0
     try:
         for batch in loader:
-            expected, found = _torch_logits(model, batch[0]), _onnx_logits(session, path, batch[0])
+            inputs = _inputs(session, path, batch)
+            expected, found = _torch_logits(model, inputs), _onnx_logits(session, path, inputs)
             if expected.shape != found.shape:
                 raise ExportError(f"{path} gives logits of shape {tuple(found.shape)}, the model {tuple(expected.shape)}: another model?")
             if expected.numel() == 0:
@@ -111,18 +116,33 @@ def verify_onnx(path: Path, model: nn.Module, loader: Iterable[Sequence[Any]], t
     return Agreement(images, equal / predictions, largest)
 
 
-def _torch_logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    tensor = next(iter([*model.parameters(), *model.buffers()]), inputs)
+def _inputs(session: Any, path: Path, batch: Any) -> Tensor | dict[str, Tensor]:
+    if not isinstance(batch, Mapping):
+        tensor: Tensor = batch[0]
+        return tensor
+    names = [entry.name for entry in session.get_inputs()]
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise ExportError(
+            f"{path} reads {', '.join(names)}, and the batch has only {', '.join(map(str, batch))}: add {', '.join(missing)}."
+        )
+    return {name: batch[name] for name in names}
+
+
+def _torch_logits(model: nn.Module, inputs: Tensor | dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        out: Tensor = model(inputs.to(tensor.device))
-    return out.float().cpu()
+        out = run_on_inputs(model, to_device(inputs, module_device(model)))
+    logits: Tensor = next(tensors_in(out))
+    return logits.float().cpu()
 
 
-def _onnx_logits(session: Any, path: Path, inputs: Tensor) -> Tensor:
+def _onnx_logits(session: Any, path: Path, inputs: Tensor | dict[str, Tensor]) -> Tensor:
+    named = inputs if isinstance(inputs, dict) else {session.get_inputs()[0].name: inputs}
     try:
-        (out, *_) = session.run(None, {session.get_inputs()[0].name: inputs.detach().cpu().numpy()})
+        (out, *_) = session.run(None, {name: tensor.detach().cpu().numpy() for name, tensor in named.items()})
     except Exception as error:  # the runtime's errors have no common base
-        raise ExportError(f"{path} cannot be run on a batch of shape {tuple(inputs.shape)} ({_first_line(error)}).") from error
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named.values())
+        raise ExportError(f"{path} cannot be run on a batch of shape {shapes} ({_first_line(error)}).") from error
     return torch.from_numpy(out).float()
 
 

@@ -10,11 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from bitalloc.errors import BitallocError, ConfigError, FileError
+from bitalloc.errors import BitallocError, ConfigError, DescribeError, FileError
 from bitalloc.layers import Description
 from bitalloc.pipeline.entry_points import call_entry_point
 from bitalloc.wrap.describe import describe
 from bitalloc.wrap.exported import describe_exported
+
+_Build = Callable[[Callable[[], nn.Module]], nn.Module]
 
 _INPUT: Final = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 _IMAGE: Final = (3, 224, 224)
@@ -43,12 +45,12 @@ def describe_target(target: str, inputs: Sequence[str] = ()) -> Description:
     """
     example = _example(inputs)
     if target.endswith(".pt2"):
-        return describe_exported(_program(Path(target)))
+        return describe_exported(_program(Path(target)), example)
     library, _, name = target.partition(":")
     if not name:
         raise ConfigError(f"{target!r} names no model: expected {_FORMS}.")
     if library in _LIBRARIES:
-        model, own = _LIBRARIES[library](name)
+        model, own = _LIBRARIES[library](name, _on_meta)
     else:
         made = call_entry_point(target, "model", {})
         model, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
@@ -56,6 +58,13 @@ def describe_target(target: str, inputs: Sequence[str] = ()) -> Description:
         raise ConfigError(f"{target} gave a {type(model).__name__}, expected a torch.nn.Module or (module, example input).")
     if example is None and own is None:
         raise ConfigError(f"{target} has no example input: give its shape with --input, for example --input 1x3x224x224.")
+    try:
+        return describe(model, own if example is None else example)
+    except DescribeError as error:
+        if library not in _LIBRARIES or "meta" not in str(error.__cause__):
+            raise
+    # Detectors and the like ask for numbers while they run, which the meta device does not have.
+    model, _ = _LIBRARIES[library](name, lambda make: make())
     return describe(model, own if example is None else example)
 
 
@@ -87,32 +96,34 @@ def _program(path: Path) -> torch.export.ExportedProgram:
         raise FileError(f"{path} is no programme that torch.export.save wrote ({type(error).__name__}: {error}).") from error
 
 
-def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
+def _from_torchvision(name: str, build: _Build) -> tuple[nn.Module, Any]:
     models = _library("torchvision", "torchvision.models")
     if name not in models.list_models():
         raise ConfigError(f"torchvision has no model {name!r}; torchvision.models.list_models() names them.")
     options = {"weights": None} | ({"weights_backbone": None} if name in models.list_models(module=models.detection) else {})
     side = 299 if name == "inception_v3" else 224
-    return _on_meta(lambda: models.get_model(name, **options)), torch.zeros(1, 3, side, side)
+    return build(lambda: models.get_model(name, **options)), torch.zeros(1, 3, side, side)
 
 
-def _from_timm(name: str) -> tuple[nn.Module, Any]:
+def _from_timm(name: str, build: _Build) -> tuple[nn.Module, Any]:
     timm = _library("timm", "timm")
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}; timm.list_models() names them.")
-    model = _on_meta(lambda: timm.create_model(name, pretrained=False))
+    model = build(lambda: timm.create_model(name, pretrained=False))
     size = getattr(model, "pretrained_cfg", {}).get("input_size", _IMAGE)
     return model, torch.zeros(1, *size)
 
 
-def _from_transformers(name: str) -> tuple[nn.Module, Any]:
+def _from_transformers(name: str, build: _Build) -> tuple[nn.Module, Any]:
     transformers = _library("transformers", "transformers")
     try:
         local = Path(name, "config.json").is_file()
         config = transformers.AutoConfig.from_pretrained(name) if local else transformers.AutoConfig.for_model(name)
-        model = _on_meta(lambda: transformers.AutoModel.from_config(config))
+        model = build(lambda: transformers.AutoModel.from_config(config))
     except (ValueError, KeyError, OSError) as error:
         raise ConfigError(f"transformers has no model type {name!r}, nor is it a folder with a config.json ({error}).") from error
+    except ImportError as error:  # it imports the parts of a model late, and torchvision with them where that is installed
+        raise ConfigError(f"transformers cannot import what {name!r} needs ({error}): check the packages that it uses.") from error
     return model, _transformers_example(model, config)
 
 
@@ -147,7 +158,7 @@ def _library(name: str, module: str) -> ModuleType:
         raise ConfigError(f"{name} cannot be imported beside this torch ({error}): install the build that belongs to it.") from error
 
 
-_LIBRARIES: Final[Mapping[str, Callable[[str], tuple[nn.Module, Any]]]] = {
+_LIBRARIES: Final[Mapping[str, Callable[[str, _Build], tuple[nn.Module, Any]]]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "transformers": _from_transformers,

@@ -188,7 +188,7 @@ def learned_scale_importance(
         steps: optimiser steps; 3 to 5 epochs are published, half an epoch already ranks the layers. 0 gives the initial step sizes,
             the cheapest baseline.
         calibration: a few batches for the activation quantizers.
-        forward: ``forward(model, batch)`` gives the logits; used for calibration and for self-distillation.
+        forward: ``forward(model, batch)`` gives the logits, classes in dimension 1; used for calibration and for self-distillation.
         settings: see :class:`JointSettings`.
         checkpoint: where and how often to save, for a resumable run.
         progress: where to show progress; nowhere by default.

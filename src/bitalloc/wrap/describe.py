@@ -108,7 +108,7 @@ def batch_size(inputs: list[Tensor], args: tuple[Any, ...]) -> int:
     """How many samples the example holds."""
     if not inputs:
         raise DescribeError("the example input holds no tensor: give at least one, with the batch as its first dimension.")
-    if args and isinstance(args[0], list | tuple) and all(isinstance(item, Tensor) and item.dim() == 3 for item in args[0]):
+    if args and isinstance(args[0], list | tuple) and args[0] and all(isinstance(item, Tensor) and item.dim() == 3 for item in args[0]):
         return len(args[0])
     if inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
         raise DescribeError(f"the example input has shape {tuple(inputs[0].shape)}, expected a batch of at least one sample.")

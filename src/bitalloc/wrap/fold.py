@@ -5,6 +5,7 @@ twin of the model with random weights and random statistics (trained ones can hi
 leave the outputs unchanged.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from bitalloc.errors import DescribeError
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.quantizers import Quantizer
+from bitalloc.wrap.describe import arguments_of
 from bitalloc.wrap.layers import channel_axis
 from bitalloc.wrap.trace import tensors_in
 
@@ -50,7 +52,8 @@ def fold_batch_norms(model: nn.Module, example_inputs: Any, producers: Mapping[s
     """A copy of a float model whose batch norms are merged into the convolution or linear layer in front of them.
 
     In evaluation mode the copy computes the same up to rounding. Quantize and fine-tune it to train just what is deployed: without batch
-    norms, whose statistics would otherwise move. Layers without a bias get one, folded batch norms become ``nn.Identity``.
+    norms, whose statistics would otherwise move. Layers without a bias get one, folded batch norms become ``nn.Identity``, or
+    what they have as submodules, such as an activation function.
     A batch norm that reads anything but one layer's output, as in front of the layers of pre-activation networks, is kept.
 
     Args:
@@ -62,15 +65,9 @@ def fold_batch_norms(model: nn.Module, example_inputs: Any, producers: Mapping[s
     Raises:
         DescribeError: the forward pass fails on the example inputs.
     """
-    inputs = to_device(example_inputs, module_device(model))
-
-    def run(candidate: nn.Module) -> Any:
-        if isinstance(inputs, Mapping):
-            return candidate(**inputs)
-        return candidate(*inputs) if isinstance(inputs, tuple | list) else candidate(inputs)
-
+    args, kwargs = to_device(arguments_of(example_inputs), module_device(model))
     try:
-        folded, kept = foldable(deepcopy(model).eval(), run, producers)
+        folded, kept = foldable(deepcopy(model).eval(), lambda candidate: candidate(*args, **kwargs), producers)
     except Exception as error:
         raise DescribeError(
             f"the forward pass of {type(model).__name__} failed on the example inputs: {type(error).__name__}: {error}. "
@@ -131,6 +128,13 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         shift = shift + norm.bias.detach().double()
     return factor, shift
+
+
+def left_of(norm: nn.Module) -> nn.Module:
+    """What stays in the place of a folded batch norm: nothing, or its submodules, such as the activation function of timm's ones."""
+    parts = nn.Sequential(OrderedDict(norm.named_children())) if list(norm.children()) else nn.Identity()
+    parts.training = norm.training
+    return parts
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -218,7 +222,7 @@ def _folded(model: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
                 layer.register_parameter("bias", nn.Parameter(merged.to(weight), requires_grad=weight.requires_grad))
             else:
                 bias.copy_(merged)
-    return replace_modules(copy, {modules[norm]: nn.Identity().train(modules[norm].training) for norm, _ in pairs})
+    return replace_modules(copy, {modules[norm]: left_of(modules[norm]) for norm, _ in pairs})
 
 
 def _outputs(model: nn.Module, run: Run) -> list[Tensor]:

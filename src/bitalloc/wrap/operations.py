@@ -32,6 +32,8 @@ COMPOSITES: Final = RECURRENT | {ATTENTION}
 
 OTHER_PRODUCTS: Final = {
     "_trilinear": "bilinear product",
+    "_embedding_bag": "embedding bag, sums of rows",
+    "_embedding_bag_forward_only": "embedding bag, sums of rows",
     "deform_conv2d": "deformable convolution",
     "_cdist_forward": "pairwise distances",
     "mkldnn_rnn_layer": "recurrent layer",
@@ -42,7 +44,7 @@ OTHER_PRODUCTS: Final = {
 RENORMALISATION: Final = "embedding_renorm"
 """Shortens the rows of a table that are looked up: the table stays one, whatever the tokens."""
 
-EMBEDDINGS: Final = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
+EMBEDDINGS: Final = frozenset({"embedding"})
 
 VIEWS: Final = words(
     "view _unsafe_view reshape _reshape_alias t transpose permute movedim expand expand_as unsqueeze squeeze select slice split  "

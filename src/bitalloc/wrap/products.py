@@ -119,7 +119,7 @@ def _why_not(flow: Flow, node: Node, weight: int) -> str:
 def _reads_a_constant(flow: Flow, name: str, module: str, other: int) -> bool:
     """Whether a product of fixed values is a layer that reads a table of constants, rather than a part of computing a weight."""
     own = {owner for root in flow.roots[other] for owner, _ in flow.graph.owners(root)}
-    return module not in own and name.startswith(module)
+    return module not in own and name not in own and name.startswith(module)
 
 
 def _name(flow: Flow, module: str, roots: Iterable[int]) -> str | None:

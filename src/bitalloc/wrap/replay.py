@@ -99,7 +99,7 @@ class _Replay(fx.Interpreter):
 
 def _register_state(recorder: Recorder, program: torch.export.ExportedProgram) -> dict[str, Any]:
     """Makes parameters, buffers and constants known; a tensor under several names is one value."""
-    state = {**program.constants, **program.state_dict}
+    state = _with_ties({**program.constants, **program.state_dict})
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
@@ -108,6 +108,19 @@ def _register_state(recorder: Recorder, program: torch.export.ExportedProgram) -
         if isinstance(tensor, Tensor):
             recorder.register(tensor, "parameter" if name in parameters else "buffer", tuple(names[id(tensor)]))
     return state
+
+
+def _with_ties(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with one tensor for all names of a tied weight: a programme read from a file has one for each, on the same memory."""
+    first: dict[Any, Tensor] = {}
+
+    def tied(tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor
+        place = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+        return first.setdefault(place, tensor)
+
+    return {name: tied(value) if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
 def _stack(node: fx.Node) -> list[tuple[str, Any]]:
