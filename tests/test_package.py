@@ -62,7 +62,9 @@ def test_the_wheel_holds_the_whole_source_and_nothing_else(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     source = ROOT / "src"
-    expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix == ".py" or path.name == "py.typed"}
+    expected = {
+        path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix in {".py", ".c"} or path.name == "py.typed"
+    }
     assert "bitalloc/py.typed" in expected
     assert names == expected
 

@@ -6,14 +6,18 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from bitalloc.errors import FileError
 
+AnyPath = str | PathLike[str]
+"""What a person may give as a path."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: AnyPath) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; renames it over ``path`` when the block ends without an error.
 
     The content is flushed to the disk before the rename, so after a power cut the old file or the new one is there, whole.
@@ -21,6 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         FileError: the folder cannot be written or the disk is full; ``path`` is as it was.
     """
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -42,13 +47,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Writes ``text`` to ``path`` atomically. Raises FileError if that fails; the old content stays."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Mapping[str, object]) -> None:
+def write_json(path: AnyPath, value: Mapping[str, object]) -> None:
     """Writes ``value`` as indented JSON, atomically.
 
     Raises:
@@ -61,14 +66,14 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path, *, schema: str, version: int) -> dict[str, Any]:
+def read_json(path: AnyPath, *, schema: str, version: int) -> dict[str, Any]:
     """Reads a JSON object that carries ``"schema": schema`` and ``"version": version``.
 
     Raises:
         FileError: the file is missing, is no JSON object, is of another kind or of another version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist: expected a {schema} file.") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from bitalloc.errors import FileError
-from bitalloc.files import read_json, write_json
+from bitalloc.files import AnyPath, read_json, write_json
 
 SCHEMA = "bitalloc.layers"
 VERSION = 2
@@ -85,9 +84,11 @@ class Site:
 class Meeting:
     """Sites that meet in an addition or a concatenation, where an integer runtime must bring them to one scale.
 
+    Max pooling is one of a single site: it takes over the scale of what it reads.
+
     Attributes:
         name: where it happens, the name of the site that results.
-        kind: ``add`` or ``concat``.
+        kind: ``add``, ``concat`` or ``max_pool``.
         operands: names of the sites that meet.
         result: name of the site that results; a fused activation function in between counts as part of the operation.
     """
@@ -140,7 +141,7 @@ class Description:
         first: the layers that read the network's input (usually one).
         last: the layers that give the network's output (usually one).
         sites: the activation tensors, in the order in which they are made.
-        meetings: the additions and concatenations, in the order of execution.
+        meetings: the additions, concatenations and max poolings, in the order of execution.
         groups: layers that a runtime would fuse.
         graph: where the graph was read from, ``trace`` (one recorded forward pass) or ``export`` (a ``torch.export`` programme).
     """
@@ -171,7 +172,7 @@ class Description:
             "graph": self.graph,
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the description as JSON, atomically."""
         write_json(path, self.to_json())
 
@@ -194,7 +195,7 @@ class Description:
             raise FileError(f"{origin}: {error!r} is missing or malformed in the layer list. Describe the model again.") from error
 
     @staticmethod
-    def load(path: Path) -> "Description":
+    def load(path: AnyPath) -> "Description":
         """Reads what :meth:`save` wrote. Raises FileError for anything else."""
         return Description.from_json(read_json(path, schema=SCHEMA, version=VERSION), origin=str(path))
 

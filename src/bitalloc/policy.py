@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bitalloc.errors import PolicyError
-from bitalloc.files import parse_json, read_json, write_json
+from bitalloc.files import AnyPath, parse_json, read_json, write_json
 from bitalloc.layers import LayerInfo, by_name, readers_of_sites
 
 SCHEMA = "bitalloc.policy"
@@ -171,12 +170,12 @@ class Policy:
             raise PolicyError(f"{origin}: key 'shared_inputs' is {shared!r}, expected a list of lists of layer names.")
         return Policy(bits, shapes, dict(provenance), tuple(tuple(group) for group in shared))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the policy as JSON, atomically."""
         write_json(path, self.to_json())
 
     @staticmethod
-    def load(path: Path) -> "Policy":
+    def load(path: AnyPath) -> "Policy":
         """Reads what :meth:`save` wrote. Raises FileError or PolicyError for anything else."""
         return Policy.from_json(read_json(path, schema=SCHEMA, version=VERSION), origin=str(path))
 

@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from bitalloc.errors import FileError, SpaceError
-from bitalloc.files import finite, read_json, write_json
+from bitalloc.files import AnyPath, finite, read_json, write_json
 from bitalloc.policy import Bits
 
 TABLE_SCHEMA = "bitalloc.table"
@@ -204,12 +203,12 @@ class Table:
         except (KeyError, TypeError, AttributeError) as error:
             raise FileError(f"{origin}: {error!r} is missing or malformed in the table.") from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the table as JSON, atomically."""
         write_json(path, self.to_json())
 
     @staticmethod
-    def load(path: Path) -> "Table":
+    def load(path: AnyPath) -> "Table":
         """Reads what :meth:`save` wrote. Raises FileError for anything else."""
         return Table.from_json(read_json(path, schema=TABLE_SCHEMA, version=VERSION), origin=str(path))
 

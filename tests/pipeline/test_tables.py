@@ -33,7 +33,12 @@ def _layer(name: str, **changed: Any) -> dict[str, Any]:
 
 def _layers(layers: list[dict[str, Any]], not_counted: list[dict[str, Any]]) -> dict[str, Any]:
     count = {"operands": 3, "width_changes": 1, "numel": 4096}
-    return {"layers": layers, "not_counted": not_counted, "meetings": [{}, {}], "requantizations": count}
+    return {
+        "layers": layers,
+        "not_counted": not_counted,
+        "meetings": [{"kind": "add"}, {"kind": "max_pool"}, {"kind": "concat"}],
+        "requantizations": count,
+    }
 
 
 def _level(name: str, **changed: Any) -> dict[str, Any]:

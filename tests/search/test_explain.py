@@ -104,11 +104,21 @@ def test_prices_maximise_the_lagrangian_bound(problem: Problem) -> None:
             assert lagrangian(problem, moved) <= at + 1e-6
 
 
+def fitting(problem: Problem) -> list[dict[str, Bits]]:
+    """The policies without the choices that exceed a limit even with the least of all other layers, budget after budget."""
+    open_pairs = {name: set(choices.pairs) for name, choices in problem.space.candidates.items()}
+    for budget in problem.budgets:
+        costs = {name: {pair: budget.table.values[name][pair] for pair in pairs} for name, pairs in open_pairs.items()}
+        room = budget.limit - sum(min(row.values()) for row in costs.values())
+        open_pairs = {name: {pair for pair, cost in row.items() if cost - min(row.values()) <= room} for name, row in costs.items()}
+    return [bits for bits in policies(problem.space) if all(pair in open_pairs[name] for name, pair in bits.items())]
+
+
 def lagrangian(problem: Problem, prices: list[float]) -> float:
     tables = [(price, budget) for price, budget in zip(prices, problem.budgets, strict=True)]
     return min(
         problem.score.total(bits) + math.fsum(price * (budget.table.total(bits) - budget.limit) for price, budget in tables)
-        for bits in policies(problem.space)
+        for bits in fitting(problem)
     )
 
 
@@ -173,11 +183,27 @@ def test_a_score_that_forbids_a_choice_does_not_drown_the_prices() -> None:
     wide = SearchSpace({**SPACE.candidates, "body.a": Candidates((8, 4, 2), (4,))})
     scores = {**SCORE.values, "body.a": {**SCORE.values["body.a"], Bits(8, 4): 1e12}}
     costs = {**COST.values, "body.a": {**COST.values["body.a"], Bits(8, 4): 32.0}}
-    problem = Problem(wide, Table(scores, "importance"), (Budget("bitops", 84.0, Table(costs, "bitops")),))
+    problem = Problem(wide, Table(scores, "importance"), (Budget("bitops", 92.0, Table(costs, "bitops")),))
     found = explain(problem, solve(problem), "body.a")
-    # At 84 the relaxation splits b, which loses 3 in 8; the integer policy has both narrow.
-    assert found.objective == 4.0
+    # At 92 the relaxation splits a, which loses 1 in 8; the integer policy has it narrow.
+    assert found.objective == 1.0
+    assert found.prices[0].price == pytest.approx(1 / 8)
+
+
+def test_the_moments_of_a_peak_have_one_price_and_all_count_in_reduced_costs() -> None:
+    # Narrowing a or b saves 8 of the moment that each is in; both moments leave room for one and a half of the two together.
+    space = SearchSpace(dict.fromkeys("abc", FREE))
+    score = Table({n: {Bits(4, 4): 0.0, Bits(2, 4): loss} for n, loss in (("a", 1.0), ("b", 3.0), ("c", 2.0))}, "importance")
+    moments = [Table({n: {Bits(4, 4): 16.0 * (n in at), Bits(2, 4): 8.0 * (n in at)} for n in "abc"}, "bytes") for at in ("ab", "bc")]
+    problem = Problem(space, score, tuple(Budget("peak", 28.0, table) for table in moments))
+    found = explain(problem, solve(problem))
+    # Half of a is narrowed for the first moment (1/8 a byte), half of c for the second (2/8): that is less than half of b (3/8).
+    assert found.objective == pytest.approx(3.0)
+    assert [(price.budget, price.limit, price.used) for price in found.prices] == [("peak", 28.0, 24.0)]
     assert found.prices[0].price == pytest.approx(3 / 8)
+    reduced = {entry.layer: {c.bits.weight: c.reduced_cost for c in entry.choices} for entry in found.layers}
+    assert reduced["a"][4] - reduced["a"][2] + reduced["c"][4] - reduced["c"][2] == pytest.approx(0.0)
+    assert reduced["b"][4] == pytest.approx(reduced["b"][2])
 
 
 def test_a_pinned_layer_never_changes() -> None:

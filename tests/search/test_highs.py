@@ -9,7 +9,7 @@ import pytest
 from bitalloc.budget import Budget
 from bitalloc.policy import Bits
 from bitalloc.search import Problem, prepare, solve, solve_with_highs
-from bitalloc.search.session import Answer
+from bitalloc.search.model import Found, Model
 from bitalloc.space import Candidates, SearchSpace, Table
 
 
@@ -60,15 +60,28 @@ def test_ties_of_too_many_modes_are_left_to_highs(monkeypatch: pytest.MonkeyPatc
     problem = drawn(4, ties=True)
     expected = solve(problem)
     monkeypatch.setattr("bitalloc.search.ties.MODES", 2)
-    assert prepare(problem).layout is None
-    assert solve(problem).objective == pytest.approx(expected.objective, rel=1e-9)
+    assert prepare(problem).instance.layout is None
+    found = solve(problem)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-9)
+    # The prices of the linear relaxation, which is no tighter than that over the blocks' choices.
+    assert all(use.price is not None and use.price >= 0 for use in found.budgets)
+    assert sum(use.price or 0.0 for use in found.budgets) > 0
+
+
+def test_the_linear_prices_without_ties_are_those_of_the_exact_solver() -> None:
+    problem = drawn(4)
+    model = Model(problem.space)
+    for budget in problem.budgets:
+        model.limit(budget)
+    model.add(problem.score.values)
+    assert list(model.prices()) == pytest.approx([use.price for use in solve(problem).budgets], rel=1e-6)
 
 
 def test_the_best_so_far_is_returned_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = drawn(1, layers=2, budgets=0)
     bits = dict.fromkeys(("l0", "l1"), Bits(2, 2))
     score = problem.score.total(bits)
-    monkeypatch.setattr("bitalloc.search.highs.run", lambda *_: Answer(bits, bound=score / 4, complete=False, infeasible=False))
+    monkeypatch.setattr(Model, "minimise", lambda *_: Found(bits, bound=score / 4, infeasible=False, complete=False))
     found = solve_with_highs(problem, time_limit=1.0)
     assert (found.bits, found.status, found.objective, found.bound, found.gap) == (bits, "feasible", score, score / 4, 0.75)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitalloc.budget import Budget
-from bitalloc.errors import BitallocError, InfeasibleError
+from bitalloc.errors import BitallocError, BudgetError, InfeasibleError
 from bitalloc.policy import Bits
 from bitalloc.search import Problem, prepare, solve
 from bitalloc.search.layout import layout_of
@@ -71,7 +71,11 @@ def test_prepared_once_solved_for_many_limits() -> None:
         once = solve(given)
         assert (again.bits, again.objective, again.budgets) == (once.bits, once.objective, once.budgets)
     assert prepared.solve().objective == solve(problem(0.5, 0.5)).objective
-    with pytest.raises(InfeasibleError):
+    named = prepared.solve({"size": given.budgets[1].limit})
+    assert named.budgets == solve(Problem(SPACE, SCORE, (problem(0.5, 0.5).budgets[0], given.budgets[1]))).budgets
+    with pytest.raises(InfeasibleError, match="product: limit 1 bitops, smallest reachable .* cannot be met even alone"):
         prepared.solve([1.0, 1.0])
+    with pytest.raises(BudgetError, match="the budget 'size' is -1"):
+        prepared.solve({"size": -1.0})
     with pytest.raises(BitallocError, match="1 limits for 2 budgets"):
         prepared.solve([1.0])

@@ -9,6 +9,7 @@ from bitalloc.errors import PolicyError
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import Bits, Policy
 from bitalloc.search import Problem, solve
+from bitalloc.search.solution import judged
 from bitalloc.space import Candidates, SearchSpace, Table
 
 LAYERS = [LayerInfo("a", "linear", (3, 4), 12, 4, 3), LayerInfo("b", "linear", (2, 3), 6, 3, 2)]
@@ -32,6 +33,17 @@ def test_the_policy_carries_its_proof() -> None:
         "budgets": [{"name": "size", "limit": 9.0, "unit": "weight_bytes", "used": 8.0, "slack": 1.0, "price": 0.0}],
     }
     assert Policy.loads(json.dumps(policy.to_json())) == policy
+
+
+def test_scores_that_cancel_do_not_make_the_gap_endless() -> None:
+    # 1 - 1 = 0: the gap is measured by 1e-4 of the sizes 1, 1 and of the bound 2.
+    score = Table({"a": {Bits(8, 8): 1.0, Bits(4, 8): 2.0}, "b": {Bits(8, 8): -1.0, Bits(4, 8): 5.0}}, "importance")
+    problem = Problem(SPACE, score, ())
+    bits = dict.fromkeys("ab", Bits(8, 8))
+    assert judged(problem, bits, -2.0, 0.0).gap == pytest.approx(2.0 / 4e-4)
+    assert (judged(problem, bits, -1e-15, 0.0).gap, judged(problem, bits, -1e-15, 0.0).status) == (0.0, "optimal")
+    assert judged(Problem(SPACE, SCORE, ()), bits, 1.2, 0.0).gap == pytest.approx(0.3 / 1.5)
+    assert solve(problem, gap=1e-3).status == "optimal"
 
 
 @pytest.mark.parametrize(("layers", "named"), [(LAYERS[:1], "b"), ([*LAYERS, LayerInfo("c", "linear", (1,), 1, 1, 1)], "c")])

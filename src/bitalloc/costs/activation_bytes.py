@@ -52,8 +52,8 @@ def activation_bytes(description: Description, space: SearchSpace) -> Activation
     - A site that several layers read through one quantizer counts once, at their common width.
     - A site that layers read through quantizers of their own (coupling ``free``) counts once a quantizer: an integer runtime holds a
       copy for each.
-    - A site that no layer reads has the width of the one that it flows into through additions and concatenations, or 32 bits if there
-      is none, like the network's output. So has what a layer in floating point reads.
+    - A site that no layer reads has the width of the one that it flows into through additions, concatenations and max pooling, or 32 bits
+      if there is none, like the network's output. So has what a layer in floating point reads.
 
     Args:
         description: of the model, with its sites.

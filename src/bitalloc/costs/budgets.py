@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from bitalloc.budget import Budget
-from bitalloc.costs.amounts import COMPRESSION, NOTATIONS, of_table
+from bitalloc.costs.amounts import COMPRESSION, NOTATIONS, Notation, of_table
 from bitalloc.costs.measures import Measure, Measured, measure_of
 from bitalloc.errors import BudgetError
 from bitalloc.layers import Description, LayerInfo
-from bitalloc.policy import Bits
+from bitalloc.policy import FLOAT, Bits
 from bitalloc.space import SearchSpace, Table
 
 BudgetSpec = Mapping[str, str | float]
@@ -148,6 +148,18 @@ class Costs:
                 raise notation.error(value, "is below 1, so the weights would grow")
             return self._measure(key).floating(self._layers) / number
         measure = self._measure(key)
+        if relation.bits is not None:
+            _check_choice(notation, value, relation.bits, uniform_space)
         bits = None if relation.bits is None else uniform_space.uniform(relation.bits)
         reference = measure.floating(self._layers) if bits is None else measure.total(bits)
         return notation.positive(value, relation.factor * reference)
+
+
+def _check_choice(notation: Notation, value: object, bits: Bits, space: SearchSpace) -> None:
+    """Refuses widths like ``w4a6`` where every layer's activations are fixed at 8: the limit would be that of other widths."""
+    names = space.free or tuple(space.candidates)
+    for side, width, what in (("weight", bits.weight, "weights"), ("act", bits.act, "activations")):
+        rows = {getattr(space.candidates[name], side) for name in names} - {(FLOAT,)}
+        if rows and all(len(row) == 1 and row != (width,) for row in rows):
+            fixed = ", ".join(str(row[0]) for row in sorted(rows))
+            raise notation.error(value, f"asks for {what} at {width} bits, but those of all layers are fixed at {fixed}")

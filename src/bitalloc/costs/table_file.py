@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from bitalloc.errors import BitallocError, FileError
+from bitalloc.files import AnyPath
 from bitalloc.policy import Bits
 from bitalloc.space import Table
 
 _KEYS: Final = ["layer", "weight_bits", "act_bits"]
 
 
-def load_table(path: Path) -> Table:
+def load_table(path: AnyPath) -> Table:
     """Reads a table of latency, energy or anything else that adds up over the layers.
 
     A CSV file has the columns ``layer``, ``weight_bits``, ``act_bits`` and one with the values, whose name is their unit::
@@ -29,6 +30,7 @@ def load_table(path: Path) -> Table:
         FileError: the file is missing, of another kind, or a row is malformed or there twice; the message names file, line, layer and
             widths.
     """
+    path = Path(path)
     if path.suffix.lower() == ".json":
         return Table.load(path)
     if path.suffix.lower() != ".csv":

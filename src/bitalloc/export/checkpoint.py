@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitalloc import files
 from bitalloc.errors import FileError, PolicyError
+from bitalloc.files import AnyPath
 from bitalloc.policy import Policy
 
 SCHEMA = "bitalloc.checkpoint.quantized"
@@ -19,7 +20,7 @@ KEY = "bitalloc"
 """The entry of the header's metadata that holds everything of ours, as JSON."""
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Tensor], policy: Policy, settings: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(path: AnyPath, state: Mapping[str, Tensor], policy: Policy, settings: Mapping[str, Any] | None = None) -> None:
     """Writes the state dict of a quantized model together with its policy, atomically.
 
     The header also holds a SHA-256 of tensors, policy and settings, so that an edited or damaged file is found on reading.
@@ -47,7 +48,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], policy: Policy, set
         temporary.write_bytes(save(tensors, metadata))
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Policy, dict[str, Any]]:
+def load_checkpoint(path: AnyPath) -> tuple[dict[str, Tensor], Policy, dict[str, Any]]:
     """Reads what :func:`save_checkpoint` wrote: state dict (on the CPU), policy, settings.
 
     Raises:
@@ -56,7 +57,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Policy, dict[str, An
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileError(f"{path} does not exist: expected a {SCHEMA} file.")
     try:
         with safe_open(path, framework="pt") as opened:

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from bitalloc import files
 from bitalloc.errors import ExportError, MissingDependencyError
 from bitalloc.export.exact import scale_after_convolution
 from bitalloc.export.ops import OPSET, translations
+from bitalloc.files import AnyPath
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.quantizers import Quantizer
@@ -28,7 +28,7 @@ LIMIT = 2**31 - 1
 INSTALL = "pip install 'bitalloc[onnx]'"
 
 
-def export_onnx(model: nn.Module, example: Any, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def export_onnx(model: nn.Module, example: Any, path: AnyPath, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a deployed model as ONNX, operator set 21, IR version 10, with a free batch size.
 
     Weights are INT8 tensors in front of DequantizeLinear, biases INT32 tensors with the scale ``input step * weight scale``,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitalloc.errors import ExportError, MissingDependencyError
+from bitalloc.files import AnyPath
 from bitalloc.placement import module_device, to_device
 from bitalloc.wrap import run_on_inputs
 from bitalloc.wrap.trace import tensors_in
@@ -40,7 +41,7 @@ def require_onnx() -> None:
         raise MissingDependencyError(f"exporting to ONNX needs {', '.join(missing)}, which is not installed: {INSTALL}")
 
 
-def onnx_session(path: Path, threads: int = 0) -> Any:
+def onnx_session(path: AnyPath, threads: int = 0) -> Any:
     """An ONNX Runtime session on the CPU, with the default optimisations.
 
     One option is set where it works: ``session.x64quantprecision``. Without it, x86 processors that lack the VNNI instructions add pairs of
@@ -60,7 +61,7 @@ def onnx_session(path: Path, threads: int = 0) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingDependencyError(f"reading ONNX back needs onnxruntime, which is not installed: {INSTALL}") from error
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ExportError(f"{path} does not exist: export the model first.")
     failure = Exception()
     for precise in (True, False):  # the option itself fails on some files, for example where one weight is used twice
@@ -76,7 +77,7 @@ def onnx_session(path: Path, threads: int = 0) -> Any:
     raise ExportError(f"{path} cannot be loaded by ONNX Runtime ({_first_line(failure)}): it is damaged. Export it again.") from failure
 
 
-def verify_onnx(path: Path, model: nn.Module, loader: Iterable[Any], threads: int = 0) -> Agreement:
+def verify_onnx(path: AnyPath, model: nn.Module, loader: Iterable[Any], threads: int = 0) -> Agreement:
     """Runs the file in ONNX Runtime and the deployed model in PyTorch on the same data, and compares logits.
 
     Args:
@@ -116,7 +117,7 @@ def verify_onnx(path: Path, model: nn.Module, loader: Iterable[Any], threads: in
     return Agreement(images, equal / predictions, largest)
 
 
-def _inputs(session: Any, path: Path, batch: Any) -> Tensor | dict[str, Tensor]:
+def _inputs(session: Any, path: AnyPath, batch: Any) -> Tensor | dict[str, Tensor]:
     if not isinstance(batch, Mapping):
         tensor: Tensor = batch[0]
         return tensor
@@ -136,7 +137,7 @@ def _torch_logits(model: nn.Module, inputs: Tensor | dict[str, Tensor]) -> Tenso
     return logits.float().cpu()
 
 
-def _onnx_logits(session: Any, path: Path, inputs: Tensor | dict[str, Tensor]) -> Tensor:
+def _onnx_logits(session: Any, path: AnyPath, inputs: Tensor | dict[str, Tensor]) -> Tensor:
     named = inputs if isinstance(inputs, dict) else {session.get_inputs()[0].name: inputs}
     try:
         (out, *_) = session.run(None, {name: tensor.detach().cpu().numpy() for name, tensor in named.items()})

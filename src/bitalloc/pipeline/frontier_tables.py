@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bitalloc.pipeline.tables import amount
+
 Json = Mapping[str, Any]
 
 
@@ -18,10 +20,10 @@ def frontier_table(report: Json) -> RenderableType:
     for point in report["points"]:
         changed = [f"{name} {before[name]} > {bits}" for name, bits in point["policy"].items() if before and before[name] != bits]
         few = ", ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "")
-        table.add_row(f"{point['cost']:,.6g}", f"{point['objective']:.6g}", f"{100 * point['gap']:.3g} %", Text(few, overflow="fold"))
+        table.add_row(f"{amount(point['cost'])}", f"{point['objective']:.6g}", f"{100 * point['gap']:.3g} %", Text(few, overflow="fold"))
         before = point["policy"]
     every = "all Pareto-optimal policies" if report["complete"] else "there are more policies between these"
-    ends = f"smallest reachable {report['smallest']:,.6g}, of no use above {report['largest']:,.6g} {report['unit']}"
+    ends = f"smallest reachable {amount(report['smallest'])}, of no use above {amount(report['largest'])} {report['unit']}"
     return Group(Text(f"{report['budget']}: {len(report['points'])} policies; {every}; {ends}", overflow="fold"), table)
 
 

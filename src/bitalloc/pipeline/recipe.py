@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bitalloc.coupling import Coupling
 from bitalloc.errors import BitallocError, ConfigError
+from bitalloc.files import AnyPath
 from bitalloc.pipeline.recipe_errors import sentence
 from bitalloc.policy import WIDTHS, Bits
 
@@ -261,7 +262,7 @@ class Recipe(_Section):
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
 
 
-def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recipe:
     """Reads and validates a recipe.
 
     Args:
@@ -272,7 +273,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         ConfigError: the file is missing or no TOML, a key is unknown or a value is not allowed; it names file and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist: expected a recipe (a TOML file).") from error
@@ -289,7 +290,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"{path}: two levels are named {', '.join(repeated)}; give each its own name.")
-    return recipe.model_copy(update={"tables": {name: str(path.parent / file) for name, file in recipe.tables.items()}})
+    return recipe.model_copy(update={"tables": {name: str(Path(path).parent / file) for name, file in recipe.tables.items()}})
 
 
 def _keys() -> list[str]:

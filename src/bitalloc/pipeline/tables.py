@@ -65,7 +65,7 @@ def uniform_table(report: Json) -> RenderableType:
     """The report of ``describe``: what uniform widths would cost."""
     table = _table(["uniform", "BitOps", "weight bytes", "compression"], left=("uniform",))
     for row in report["uniform"]:
-        table.add_row(row["bits"], _amount(row["bitops"]), _amount(row["weight_bytes"]), f"{row['compression']:.2f}x")
+        table.add_row(row["bits"], amount(row["bitops"]), amount(row["weight_bytes"]), f"{row['compression']:.2f}x")
     return Group(table, *_texts([report["bitops_convention"]]))
 
 
@@ -89,8 +89,9 @@ def _ties(layers: Sequence[Json]) -> tuple[dict[str, str], list[str]]:
 
 def _meetings(report: Json) -> str:
     count = report["requantizations"]
+    meet = sum(meeting["kind"] != "max_pool" for meeting in report["meetings"])
     return (
-        f"{len(report['meetings'])} additions and concatenations of activations; an integer runtime brings {count['operands']} operands "
+        f"{meet} additions and concatenations of activations; an integer runtime brings {count['operands']} operands "
         f"({count['numel']:,} elements) to another scale there, {count['width_changes']} of them to another width (free layers at w4a4)"
     )
 
@@ -127,7 +128,7 @@ def plan_text(plan: Json) -> RenderableType:
     lines = [f"{plan['name']}: {plan['layers']} layers, {plan['weights']:,} weights, {plan['macs']:,} MACs", plan["bitops_convention"]]
     for level in plan["levels"]:
         for budget in level["budgets"]:
-            limits = f"at most {_amount(budget['limit'])} {budget['unit']}, smallest reachable {_amount(budget['smallest'])}"
+            limits = f"at most {amount(budget['limit'])} {budget['unit']}, smallest reachable {amount(budget['smallest'])}"
             lines.append(f"{level['name']}: {budget['name']} {limits}")
     return Group(*_texts(lines))
 
@@ -152,10 +153,10 @@ def _texts(lines: Iterable[str]) -> list[Text]:
 
 def _use(budget: Json) -> str:
     over = " (OVER BUDGET)" if budget["used"] > budget["limit"] * (1 + 1e-12) else ""
-    return f"{budget['name']} {_amount(budget['used'])} of at most {_amount(budget['limit'])} {budget['unit']}{over}"
+    return f"{budget['name']} {amount(budget['used'])} of at most {amount(budget['limit'])} {budget['unit']}{over}"
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
     """Whole numbers of bytes and BitOps, but four digits of 2.796 bits or 3.5 ms."""
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:,.4g}"
 

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitalloc.quantizers import fused
+from bitalloc.quantizers.choice import mode
+from bitalloc.quantizers.reference import Reference
+
 MIN_STEP = 2.0**-23
 """Smallest step size in use. Far below any trained step, large enough that ``x / step`` does not overflow in float32."""
 
@@ -25,6 +29,9 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_sc
     The division is a true division and ties go to the even level, as ONNX QuantizeLinear does it, so that an exported
     model computes the same levels.
 
+    Float32 tensors on the CPU take a fused kernel where a C compiler is found, everything else plain tensor operations; see
+    :func:`bitalloc.quantizers.use_fake_quantize`. Only ``x`` and ``step`` are saved for the backward pass.
+
     Gradients (LSQ, equations 2 and 3)::
 
         d x_hat / d x    = 1 for low < x / step < high, else 0
@@ -39,8 +46,16 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_sc
 
     Returns:
         The fake-quantized tensor, same shape and type as ``x``.
+
+    Raises:
+        QuantizerError: the fused kernel was asked for and there is none.
     """
-    out: Tensor = _FakeQuantize.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
+    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    out: Tensor
+    if mode() != "reference" and not exporting and fused.fits(x, step):
+        out = fused.fake_quantize(x, step, low, high, step_gradient_scale)
+    else:
+        out = Reference.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -51,30 +66,6 @@ def positive(step: Tensor) -> Tensor:
     """
     out: Tensor = _Positive.apply(step)  # type: ignore[no-untyped-call]
     return out
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Saves only its input and the step; everything else is computed again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, scale: float) -> Tensor:
-        ctx.save_for_backward(x, step)
-        ctx.low, ctx.high, ctx.scale = low, high, scale
-        # In the wider of both types, then back: a half-precision model may have float32 steps.
-        return (x / step).clamp_(low, high).round_().mul_(step).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, step = ctx.saved_tensors
-        ratio = x / step
-        inside = (ratio > ctx.low).logical_and_(ratio < ctx.high)
-        grad_step = None
-        if ctx.needs_input_grad[1]:
-            level = ratio.clamp(ctx.low, ctx.high).round_()
-            slope = level.sub_(ratio.mul_(inside)).mul_(grad)
-            grad_step = slope.sum_to_size(step.shape).mul_(ctx.scale)
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
-        return grad_x, grad_step, None, None, None
 
 
 class _Positive(torch.autograd.Function):

@@ -11,10 +11,10 @@ from typing import Final, final
 from bitalloc.errors import BitallocError
 from bitalloc.policy import Bits
 from bitalloc.search.links import Links
-from bitalloc.search.palettes import starts
 from bitalloc.search.problem import Problem
 from bitalloc.search.repair import drawn, repaired
 from bitalloc.search.solution import Solution, judged, loose_bound
+from bitalloc.search.starts import starts
 
 Objective = Callable[[Mapping[str, Bits]], float]
 

@@ -8,8 +8,9 @@ from typing import Final, final
 
 import numpy as np
 
-from bitalloc.search.core import Frame, TimeOverError, TooManyStatesError, choices_of, search
-from bitalloc.search.layout import Floats, Indices, Layout
+from bitalloc.search.core import Frame, TimeOverError, search
+from bitalloc.search.core_choices import TooManyStatesError, choices_of
+from bitalloc.search.layout import Floats, Indices, Layout, Mask, undominated
 from bitalloc.search.primal import improved, repaired
 from bitalloc.search.relaxation import Relaxation
 
@@ -74,6 +75,13 @@ def minimise(layout: Layout, limits: Floats, gap: float, offset: float, deadline
     return _Search(layout, limits, gap, offset, deadline, ceiling).run()
 
 
+def prices(layout: Layout, limits: Floats) -> Floats:
+    """The prices of the budgets at the relaxation over the entries that fit into them; zeros if there is none."""
+    search = _Search(layout, limits, 0.0, 0.0, math.inf, math.inf)
+    search.relax()
+    return search.prices
+
+
 class _Search:
     def __init__(self, layout: Layout, limits: Floats, gap: float, offset: float, deadline: float, ceiling: float) -> None:
         self.layout, self.limits = layout, limits
@@ -87,20 +95,25 @@ class _Search:
     def run(self) -> Found:
         if time.perf_counter() > self.deadline:
             return self._found()
-        if not self._close():
-            return self._found(infeasible=True)
-        rows = self._binding()
-        self.layout = self.layout.with_cost(self.layout.cost[rows])
-        self.limits = self.limits[rows]
-        relaxation = Relaxation(self.layout, self.limits)
-        self.prices[rows] = relaxation.prices
-        self.bound = relaxation.bound
-        if not relaxation.feasible:
+        relaxation = self.relax()
+        if relaxation is None:
             return self._found(infeasible=True)
         self._start(relaxation)
         if self._done(self.bound):
             return self._found()
         return self._deepen(relaxation)
+
+    def relax(self) -> Relaxation | None:
+        """Takes out what does not fit and sets bound and prices; ``None`` where the relaxation already has no solution."""
+        if not self._close():
+            return None
+        rows = self._binding()
+        self.layout = self.layout.with_cost(self.layout.cost[rows])
+        self.limits = self.limits[rows]
+        relaxation = Relaxation(self.layout, self.limits, self.deadline)
+        self.prices[rows] = relaxation.prices
+        self.bound = relaxation.bound
+        return relaxation if relaxation.feasible else None
 
     def _close(self) -> bool:
         """Takes out what alone exceeds a limit, since the other layers need something too."""
@@ -108,11 +121,16 @@ class _Search:
             rise, least = self.layout.excess(self.layout.cost[k])
             if least > self.limits[k]:
                 return False
-            kept = self.layout.restricted(rise <= (self.limits[k] - least) * (1 + 1e-12))
-            if kept is None:
+            if not self._keep(rise <= (self.limits[k] - least) * (1 + 1e-12)):
                 return False
-            self.layout, self.origin = kept[0], self.origin[kept[1]]
         return True
+
+    def _keep(self, entries: Mask) -> bool:
+        """Leaves these entries; whether every layer has one."""
+        kept = self.layout.restricted(entries)
+        if kept is not None:
+            self.layout, self.origin = kept[0], self.origin[kept[1]]
+        return kept is not None
 
     def _binding(self) -> Indices:
         """Budgets that some choice exceeds."""
@@ -148,6 +166,7 @@ class _Search:
 
     def _deepen(self, relaxation: Relaxation) -> Found:
         """Searches below a cutoff near the bound, then below greater ones: what is found first is the best."""
+        self._keep(undominated(self.layout))
         most = -self.layout.excess(-self.layout.score)[1] * 1.001 or 1.0  # above the score of every choice
         top = min(self._goal(), most)
         start, step = self.bound, (top - self.bound) * _FIRST

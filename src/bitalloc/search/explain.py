@@ -1,16 +1,18 @@
 """Why a layer has its widths: what the candidates cost at the optimum's prices, and where the widths change next."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from bitalloc.errors import InfeasibleError, PolicyError, SpaceError
 from bitalloc.policy import Bits
 from bitalloc.search.explanation import Choice, Direction, Explanation, LayerChoices, NextChange, Price
+from bitalloc.search.instance import instance_of
+from bitalloc.search.links import Links
 from bitalloc.search.next_change import Turn, growing, next_larger, next_smaller, shrinking
-from bitalloc.search.prices import shadow_prices
 from bitalloc.search.problem import Problem
 from bitalloc.search.solution import Solution
 from bitalloc.search.solver import solve
+from bitalloc.search.tables import mapped
 from bitalloc.space import Candidates, SearchSpace, Table
 
 
@@ -19,7 +21,9 @@ def explain(problem: Problem, solution: Solution, layer: str | None = None) -> E
 
     The prices are the multipliers of the Lagrangian relaxation (Everett, "Generalized Lagrange multiplier method", 1963). A layer's best
     candidate at these prices has reduced cost 0. Integer policies seldom fill a budget exactly, so the chosen candidate may have a reduced
-    cost above 0: what the layer gives to make the whole fit. ``max_widths`` is left out of reduced costs.
+    cost above 0: what the layer gives to make the whole fit. ``max_widths`` is left out of prices and reduced costs.
+
+    Choices that exceed a limit even with the least of all other layers are left out of prices.
 
     The next changes are exact: integer programmes are solved for them, some of one layer and about four for all.
 
@@ -37,9 +41,9 @@ def explain(problem: Problem, solution: Solution, layer: str | None = None) -> E
         raise PolicyError("the solution is for other layers than the problem: explain the solution of this problem.")
     if layer is not None and layer not in problem.space.candidates:
         raise SpaceError(f"the search space has no layer {layer!r}: expected one of {', '.join(names)}.")
-    uses = zip(solution.budgets, shadow_prices(problem, solution.objective), strict=True)
-    prices = tuple(Price(use.name, use.unit, use.limit, use.used, price) for use, price in uses)
-    priced = _priced(problem, prices)
+    each = instance_of(problem).prices(problem)
+    prices = tuple(_prices(problem, solution, each))
+    priced = _priced(problem, each)
     rows = tuple(_choices(problem, priced, name, solution.bits[name]) for name in (names if layer is None else [layer]))
     changes = _all_changes(problem, solution) if layer is None else _changes(problem, layer, solution.bits[layer])
     return Explanation(problem.score.unit, solution.objective, prices, rows, tuple(changes))
@@ -69,17 +73,21 @@ def _names(problem: Problem) -> list[str]:
     return list(dict.fromkeys(budget.name for budget in problem.budgets))
 
 
-def _priced(problem: Problem, prices: tuple[Price, ...]) -> Table:
+def _prices(problem: Problem, solution: Solution, each: Sequence[float]) -> Iterator[Price]:
+    """By name: a peak's price is the sum of those of its moments."""
+    for use in solution.budgets:
+        price = math.fsum(price for budget, price in zip(problem.budgets, each, strict=True) if budget.name == use.name)
+        yield Price(use.name, use.unit, use.limit, use.used, price)
+
+
+def _priced(problem: Problem, prices: Sequence[float]) -> Table:
     """Score + sum of price x cost of every choice."""
-    tables = [(entry.price, budget.table) for entry, budget in zip(prices, problem.budgets, strict=True)]
-    rows = {
-        name: {
-            bits: math.fsum((problem.score.values[name][bits], *(price * table.values[name][bits] for price, table in tables)))
-            for bits in choices.pairs
-        }
-        for name, choices in problem.space.candidates.items()
-    }
-    return Table(rows, problem.score.unit)
+    tables = [(price, budget.table) for price, budget in zip(prices, problem.budgets, strict=True) if price > 0]
+
+    def value(name: str, bits: Bits) -> float:
+        return math.fsum((problem.score.values[name][bits], *(price * table.values[name][bits] for price, table in tables)))
+
+    return mapped(problem.space, problem.score.unit, value)
 
 
 def _choices(problem: Problem, priced: Table, layer: str, bits: Bits) -> LayerChoices:
@@ -126,8 +134,5 @@ def _with_tied(space: SearchSpace, priced: Table, layer: str, bits: Bits, tied: 
 
 def tied_to(space: SearchSpace, layer: str) -> tuple[str, ...]:
     """The layers whose widths depend on this layer's through ties, over other layers too, in the order of the space."""
-    reached = {layer}
-    groups = [set(group) for group in (*space.weight_ties, *space.act_ties)]
-    while wider := [group for group in groups if group & reached and not group <= reached]:
-        reached = reached.union(*wider)
-    return tuple(name for name in space.candidates if name in reached and name != layer)
+    together = next(names for names in Links(space).components if layer in names)
+    return tuple(name for name in together if name != layer)

@@ -175,7 +175,7 @@ def _overview(layers: Sequence[LayerChoices]) -> list[str]:
 
 
 def _costs(choice: Choice, names: Sequence[str]) -> list[str]:
-    return [f"{choice.costs[name]:,.6g}" for name in names]
+    return [f"{choice.costs[name]:,.0f}" if abs(choice.costs[name]) >= 1000 else f"{choice.costs[name]:.6g}" for name in names]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

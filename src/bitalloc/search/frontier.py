@@ -5,7 +5,8 @@ from typing import Final
 
 from bitalloc.errors import BitallocError, InfeasibleError
 from bitalloc.search.frontier_points import Frontier, FrontierPoint, point_of, under
-from bitalloc.search.limits import below, budgets_named, cheapest, rounding, smallest, total, with_limits, without
+from bitalloc.search.limits import below, budgets_named, cheapest, rounding, sizes, smallest, total, without
+from bitalloc.search.prepared import Prepared, prepare
 from bitalloc.search.problem import ROUNDING, Problem
 from bitalloc.search.solution import Solution
 from bitalloc.search.solver import solve
@@ -50,13 +51,14 @@ def frontier(
     unit = budgets_named(problem, budget)[0].unit
     _check(points, limits, at_most)
     least = smallest(problem, budget)
-    top = _most_useful(problem, budget, gap)
+    prepared = prepare(problem)
+    top = _most_useful(prepared, budget, gap)
     if points is None and limits is None:
-        found, complete = _all(problem, budget, least, top, gap, at_most)
+        found, complete = _all(prepared, budget, least, top, gap, at_most)
     else:
         asked = list(limits) if limits is not None else even_limits(least, top.cost, points or 2)
         _check_reachable(asked, budget, unit, least)
-        found, complete = _at(problem, budget, asked, gap), False
+        found, complete = _at(prepared, budget, asked, gap), False
     return Frontier(budget, unit, problem.score.unit, least, top.cost, _undominated(problem, found), complete)
 
 
@@ -80,60 +82,62 @@ def _check_reachable(limits: Sequence[float], name: str, unit: str, least: float
         )
 
 
-def _most_useful(problem: Problem, name: str, gap: float) -> FrontierPoint:
+def _most_useful(prepared: Prepared, name: str, gap: float) -> FrontierPoint:
     """The cheapest policy with the best score that the other budgets allow."""
-    return _untied(problem, name, solve(without(problem, name), gap=gap), gap)
+    return _untied(prepared, name, solve(without(prepared.problem, name), gap=gap), gap)
 
 
-def _all(problem: Problem, name: str, least: float, top: FrontierPoint, gap: float, at_most: int) -> tuple[list[FrontierPoint], bool]:
-    found = [top]
+def _all(prepared: Prepared, name: str, least: float, top: FrontierPoint, gap: float, at_most: int) -> tuple[list[FrontierPoint], bool]:
+    problem, found, scores = prepared.problem, [top], sizes(prepared.problem)
     while found[-1].cost > least * (1 + ROUNDING) and len(found) < at_most:
-        solution = solve(with_limits(problem, {name: below(problem, name, found[-1].cost)}), gap=gap)
-        tied = _as_good(problem, solution.objective, found[-1].objective)
-        while found and _as_good(problem, solution.objective, found[-1].objective):
+        solution = prepared.solve({name: below(problem, name, found[-1].cost)}, gap=gap)
+        tied = _as_good(solution.objective, found[-1].objective, scores)
+        while found and _as_good(solution.objective, found[-1].objective, scores):
             found.pop()
         cost = total(problem, name, solution.bits)
-        found.append(_untied(problem, name, solution, gap) if tied else point_of(under(solution, {name: cost}), name))
+        found.append(_untied(prepared, name, solution, gap) if tied else point_of(under(solution, {name: cost}), name))
     return found, gap == 0 and found[-1].cost <= least * (1 + ROUNDING)
 
 
-def _at(problem: Problem, name: str, limits: Sequence[float], gap: float) -> list[FrontierPoint]:
+def _at(prepared: Prepared, name: str, limits: Sequence[float], gap: float) -> list[FrontierPoint]:
     found: list[FrontierPoint] = []
     solution: Solution | None = None
     for limit in sorted(limits, reverse=True):
         # What is best at a larger limit and inside this one is best here.
-        if solution is None or total(problem, name, solution.bits) > limit * (1 + ROUNDING):
-            solution = solve(with_limits(problem, {name: limit}), gap=gap)
+        if solution is None or total(prepared.problem, name, solution.bits) > limit * (1 + ROUNDING):
+            solution = prepared.solve({name: limit}, gap=gap)
         else:
             found.pop()
         found.append(point_of(under(solution, {name: limit}), name))
     return found
 
 
-def _untied(problem: Problem, name: str, solution: Solution, gap: float) -> FrontierPoint:
+def _untied(prepared: Prepared, name: str, solution: Solution, gap: float) -> FrontierPoint:
     """The cheapest policy of this score, where equal scores can be told, with its cost for the limit."""
+    problem = prepared.problem
     cost = total(problem, name, solution.bits)
     if gap == 0:
         cost = min(cost, cheapest(problem, name, solution.objective))
-    return point_of(solve(with_limits(problem, {name: cost}), gap=gap), name)
+    return point_of(prepared.solve({name: cost}, gap=gap), name)
 
 
-def _as_good(problem: Problem, score: float, other: float) -> bool:
-    return score <= other + rounding(problem, other)
+def _as_good(score: float, other: float, scores: float) -> bool:
+    return score <= other + rounding(other, scores)
 
 
 def _undominated(problem: Problem, found: Sequence[FrontierPoint]) -> tuple[FrontierPoint, ...]:
     """By growing cost, without the points that cost more than another and are no better, which a gap lets through."""
     kept: list[FrontierPoint] = []
+    scores = sizes(problem)
     for point in sorted(found, key=lambda point: (point.cost, point.objective)):
-        if not kept or not _as_good(problem, kept[-1].objective, point.objective):
+        if not kept or not _as_good(kept[-1].objective, point.objective, scores):
             kept.append(point)
     return tuple(kept)
 
 
 def useful_range(problem: Problem, name: str, gap: float) -> tuple[float, float]:
     """The smallest and the largest useful value of a budget, see :class:`Frontier`. Raises as :func:`frontier`."""
-    return smallest(problem, name), _most_useful(problem, name, gap).cost
+    return smallest(problem, name), _most_useful(prepare(problem), name, gap).cost
 
 
 def even_limits(low: float, high: float, count: int) -> list[float]:

@@ -116,7 +116,8 @@ def under(solution: Solution, limits: Mapping[str, float]) -> Solution:
 
     def moved(use: BudgetUse) -> BudgetUse:
         limit = limits.get(use.name, use.limit)
-        return replace(use, limit=limit, slack=max(limit - use.used, 0.0))
+        price = use.price if limit == use.limit else None  # that of another limit is another one
+        return replace(use, limit=limit, slack=max(limit - use.used, 0.0), price=price)
 
     return replace(solution, budgets=tuple(map(moved, solution.budgets)))
 

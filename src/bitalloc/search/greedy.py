@@ -9,9 +9,9 @@ from bitalloc.budget import Budget
 from bitalloc.errors import InfeasibleError
 from bitalloc.policy import Bits
 from bitalloc.search.links import Links
-from bitalloc.search.palettes import starts
 from bitalloc.search.problem import Problem, within
 from bitalloc.search.solution import Solution, judged, loose_bound
+from bitalloc.search.starts import starts
 from bitalloc.space import Table
 
 

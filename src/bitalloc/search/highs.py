@@ -9,9 +9,8 @@ from typing import Final
 from bitalloc.budget import Budget
 from bitalloc.errors import BitallocError, InfeasibleError
 from bitalloc.policy import Bits
-from bitalloc.search.problem import Problem, within
-from bitalloc.search.programme import Programme, build
-from bitalloc.search.session import run
+from bitalloc.search.model import Model
+from bitalloc.search.problem import Problem
 from bitalloc.search.solution import Solution, judged
 from bitalloc.space import SearchSpace, Table
 
@@ -69,35 +68,29 @@ def minimise(
     Raises:
         BitallocError: the time is over and no assignment is known.
     """
-    excluded: list[Mapping[str, Bits]] = []
-    best = known
-    ceiling = math.inf if known is None else objective.total(known)
-    while (programme := build(space, objective, budgets, excluded, ceiling)) is not None:
-        loose = best is None and _wide(programme)
-        answer = run(programme, max(gap, _LOOSE) if loose else gap, deadline)
+    best, ceiling = known, math.inf if known is None else objective.total(known)
+    while True:
+        model = Model(space)
+        for budget in budgets:
+            model.limit(budget)
+        model.add(objective.values)
+        model.under(ceiling)
+        loose = best is None and _wide(model.costs())
+        answer = model.minimise(max(gap, _LOOSE) if loose else gap, deadline, best)
         if answer.infeasible:
-            break
-        bits = answer.bits
-        if bits is not None and not all(within(budget, bits) for budget in budgets):
-            excluded.append(bits)
-            continue
-        if bits is not None and (best is None or objective.total(bits) < ceiling):
-            best, ceiling = bits, objective.total(bits)
+            return None if best is None else (best, ceiling)
+        if answer.bits is not None and (best is None or objective.total(answer.bits) < ceiling):
+            best, ceiling = answer.bits, objective.total(answer.bits)
         if best is None:
             raise BitallocError("the time limit passed before any policy inside the budgets was found: give the search more time.")
-        if not answer.complete or not (loose or _blurred(programme, ceiling)):
+        # Whether the widest score is so far above all that a better policy can hold that the tolerance hides what is left.
+        blurred = 0 < _WIDE * (ceiling - model.offset) < max(model.costs(), default=0.0)
+        if not answer.complete or not (loose or blurred):
             return best, min(answer.bound, ceiling)
-        # The ceiling closes the scores that no better solution can hold: solve again at the scale of the rest. It ends, because a
+        # The ceiling closes the scores that no better policy can hold: solve again at the scale of the rest. It ends, because a
         # programme is blurred only if its widest score is far above the ceiling, which the next one has nothing above.
-    return None if best is None else (best, ceiling)
 
 
-def _wide(programme: Programme) -> bool:
-    spans = [span for span in programme.objective if span > 0]
+def _wide(costs: Sequence[float]) -> bool:
+    spans = [span for span in costs if span > 0]
     return bool(spans) and max(spans) > _WIDE * statistics.median(spans)
-
-
-def _blurred(programme: Programme, ceiling: float) -> bool:
-    """Whether the widest score is so far above all that a better solution can hold that the tolerance hides what is left."""
-    room = ceiling / programme.scale - programme.offset
-    return room > 0 and max(programme.objective) > _WIDE * room

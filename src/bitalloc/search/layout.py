@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitalloc.policy import Bits
-from bitalloc.search.ties import blocks_of
+from bitalloc.search.ties import Block, blocks_of
 from bitalloc.space import SearchSpace, Table
 
 _WIDTHS: Final = attrgetter("weight", "act")
@@ -121,15 +121,13 @@ def layout_of(space: SearchSpace, pairs: Sequence[tuple[Bits, ...]], score: Tabl
         InfeasibleError: the ties leave a layer no pair.
         TooManyModesError: a block has too many modes to list.
     """
-    blocks = blocks_of(space, pairs)
-    cells = [cell for block in blocks for mode in block for cell in mode]
-    sizes = np.array([len(options) for _, options in cells])
-    cell = np.repeat(np.arange(len(cells)), sizes)
-    layer = np.array([layer for layer, _ in cells])[cell]
-    pair = np.array([option for _, options in cells for option in options])
-    mode = np.repeat(np.arange(sum(map(len, blocks))), [len(mode) for block in blocks for mode in block])
-    block = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
     begin = np.concatenate([[0], np.cumsum([len(row) for row in pairs])])
+    if space.weight_ties or space.act_ties:
+        layer, pair, cell, mode, block = _tied(blocks_of(space, pairs))
+    else:
+        mode = block = np.arange(len(pairs))
+        layer = cell = np.repeat(block, np.diff(begin))
+        pair = np.arange(begin[-1]) - begin[layer]
     position = begin[layer] + pair
     values = _column(space, pairs, score)
     least = np.minimum.reduceat(values, begin[:-1])
@@ -137,6 +135,16 @@ def layout_of(space: SearchSpace, pairs: Sequence[tuple[Bits, ...]], score: Tabl
     cost = np.array([_column(space, pairs, table)[position] for table in tables]).reshape(len(tables), len(position))
     starts = _starts(cell, mode, block)
     return Layout(values[position], cost, layer, pair, *starts, cell, mode, block), math.fsum(least)
+
+
+def _tied(blocks: Sequence[Block]) -> tuple[Indices, Indices, Indices, Indices, Indices]:
+    """Layer, pair and cell of every entry, mode of every cell, block of every mode."""
+    cells = [cell for block in blocks for mode in block for cell in mode]
+    cell = np.repeat(np.arange(len(cells)), [len(options) for _, options in cells])
+    layer = np.array([layer for layer, _ in cells])[cell]
+    pair = np.array([option for _, options in cells for option in options])
+    mode = np.repeat(np.arange(sum(map(len, blocks))), [len(mode) for block in blocks for mode in block])
+    return layer, pair, cell, mode, np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
 
 
 def undominated(layout: Layout) -> Mask:

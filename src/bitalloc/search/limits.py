@@ -4,16 +4,16 @@ A budget is what has one name: mostly one sum, for a peak several sums with the 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from bitalloc.budget import Budget
-from bitalloc.errors import BudgetError
+from bitalloc.errors import BudgetError, InfeasibleError
 from bitalloc.policy import Bits
-from bitalloc.search.minimax import minimax
+from bitalloc.search.infeasible import explain_infeasible
 from bitalloc.search.problem import Problem
-from bitalloc.search.solver import solve
+from bitalloc.search.reach import least
 from bitalloc.space import Table
 
 _EQUAL: Final = 1e-14
@@ -38,11 +38,6 @@ def total(problem: Problem, name: str, bits: Mapping[str, Bits]) -> float:
     return max(budget.table.total(bits) for budget in budgets_named(problem, name))
 
 
-def with_limits(problem: Problem, limits: Mapping[str, float]) -> Problem:
-    """The problem with other limits, 0 or more, on the named budgets."""
-    return replace(problem, budgets=tuple(replace(b, limit=limits.get(b.name, b.limit) or _NOTHING) for b in problem.budgets))
-
-
 def without(problem: Problem, *names: str) -> Problem:
     """The problem without the named budgets."""
     return replace(problem, budgets=tuple(budget for budget in problem.budgets if budget.name not in names))
@@ -50,7 +45,10 @@ def without(problem: Problem, *names: str) -> Problem:
 
 def smallest(problem: Problem, name: str) -> float:
     """The least that a policy can take of the budget with the others held. Raises InfeasibleError if those cannot be."""
-    return _least(problem, name, without(problem, name).budgets)
+    found = least(problem.space, _sums(problem, name), without(problem, name).budgets)
+    if found is None:
+        raise InfeasibleError(explain_infeasible(without(problem, name)).text())
+    return found
 
 
 def cheapest(problem: Problem, name: str, score: float) -> float:
@@ -60,14 +58,26 @@ def cheapest(problem: Problem, name: str, score: float) -> float:
         InfeasibleError: no policy inside the other budgets has such a score.
     """
     shifted, offset = _from_zero(problem)
-    held = Budget("score", max(score - offset + rounding(problem, score), _NOTHING), shifted)
-    return _least(problem, name, (*without(problem, name).budgets, held))
+    held = Budget("score", max(score - offset + rounding(score, sizes(problem)), _NOTHING), shifted)
+    found = least(problem.space, _sums(problem, name), (*without(problem, name).budgets, held))
+    if found is None:
+        raise InfeasibleError(f"no policy inside the other budgets has a score of {score:.17g}: ask for one that can be reached.")
+    return found
 
 
-def rounding(problem: Problem, score: float) -> float:
+def _sums(problem: Problem, name: str) -> tuple[Budget, ...]:
+    """The sums of a budget, all with the same limit: of a varied budget the limits do not count."""
+    return tuple(Budget(budget.name, 1.0, budget.table) for budget in budgets_named(problem, name))
+
+
+def sizes(problem: Problem) -> float:
+    """The sum over layers of the smallest absolute score: what :func:`rounding` measures by."""
+    return math.fsum(min(abs(problem.score.values[name][b]) for b in c.pairs) for name, c in problem.space.candidates.items())
+
+
+def rounding(score: float, sizes: float) -> float:
     """Total scores closer than this to ``score`` cannot be told from it: the rounding of the sum of the layers' scores."""
-    smallest_scores = (min(abs(problem.score.values[name][b]) for b in c.pairs) for name, c in problem.space.candidates.items())
-    return _EQUAL * (abs(score) + math.fsum(smallest_scores))
+    return _EQUAL * (abs(score) + sizes)
 
 
 def below(problem: Problem, name: str, used: float) -> float:
@@ -84,15 +94,6 @@ def below(problem: Problem, name: str, used: float) -> float:
         if step > _APART * used:
             return used - step / 2
     return used * (1 - _APART)
-
-
-def _least(problem: Problem, name: str, held: Sequence[Budget]) -> float:
-    tables = [budget.table for budget in budgets_named(problem, name)]
-    found = solve(Problem(problem.space, tables[0], tuple(held))).bits
-    if len(tables) > 1:
-        largest = minimax(problem.space, [table.values for table in tables], held).bits
-        found = found if largest is None else largest
-    return max(table.total(found) for table in tables)
 
 
 def _choices(problem: Problem) -> list[tuple[str, Bits]]:

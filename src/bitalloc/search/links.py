@@ -1,8 +1,8 @@
 """Which layers move together: one changed layer carries along those that are tied to it."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import final
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar, final
 
 from bitalloc.policy import Bits
 from bitalloc.space import SearchSpace
@@ -75,7 +75,10 @@ class Links:
         return {name: new for name, new in changed.items() if new != bits[name]}
 
 
-def joined(names: Iterable[str], groups: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+Name = TypeVar("Name", bound=Hashable)
+
+
+def joined(names: Iterable[Name], groups: Iterable[Sequence[Name]]) -> tuple[tuple[Name, ...], ...]:
     """The connected sets of names, every name in one, in the order of the names."""
     of = {name: {name: None} for name in names}
     order = list(of)

@@ -49,4 +49,4 @@ def minimax(
     for spans, (_, least) in zip(usable, parts, strict=True):
         model.row({**{column: span / widest for column, span in spans.items()}, z: -1.0}, -math.inf, (floor - least) / widest)
     found = model.minimise(gap, deadline, start)
-    return Found(found.bits, max(found.bound, floor), found.infeasible)
+    return Found(found.bits, max(found.bound, floor), found.infeasible, found.complete)

@@ -30,11 +30,13 @@ class Found:
         bits: the best assignment found, ``None`` if none was.
         bound: no assignment has a smaller objective; minus infinity where the search ended before it had a bound.
         infeasible: it is proven that there is no assignment.
+        complete: the search ended by itself, not by the time limit.
     """
 
     bits: Mapping[str, Bits] | None
     bound: float
     infeasible: bool
+    complete: bool
 
 
 @final
@@ -54,6 +56,7 @@ class Model:
         self._integer: list[bool] = []
         self._rows: list[tuple[Mapping[int, float], float, float]] = []
         self._budgets: list[Budget] = []
+        self._limits: list[tuple[int, float]] = []  # the row of every budget, and what is left to spend there
         for name, choices in space.candidates.items():
             for bits in choices.pairs:
                 self.choice[name, bits] = self.column(0.0, integer=True)
@@ -92,16 +95,27 @@ class Model:
         """Whether the column can be chosen."""
         return self._upper[column] > 0
 
+    def under(self, ceiling: float) -> None:
+        """Closes the choices of the objective that alone take it above ``ceiling``."""
+        room = (ceiling - self.offset) * (1 + ROUNDING) + ROUNDING * abs(self.offset)
+        self.close(column for column, cost in enumerate(self._cost) if cost > room)
+
+    def costs(self) -> list[float]:
+        """The objective's coefficients of the columns that can be chosen."""
+        return [cost for cost, upper in zip(self._cost, self._upper, strict=True) if upper > 0]
+
     def limit(self, budget: Budget) -> None:
         """Keeps the budget, with the smallest cost of every layer taken out of the sum: it is spent in any case."""
         self._budgets.append(budget)
         spans, least = self.spans(budget.table.values)
         slack = budget.limit * (1 + ROUNDING) - least
         if slack < 0:
+            self._limits.append((len(self._rows), math.inf))
             self.row({}, 1.0, 1.0)
             return
         self.close(column for column, span in spans.items() if span > slack + ROUNDING * budget.limit)
         spent = {column: span / slack for column, span in spans.items() if span > 0 and self.open(column)}
+        self._limits.append((len(self._rows), slack))
         self.row(spent, -math.inf, 1.0 + ROUNDING)
 
     def spans(self, values: Mapping[str, Mapping[Bits, float]]) -> tuple[dict[int, float], float]:
@@ -129,9 +143,24 @@ class Model:
                 return found
             self.row({self.choice[name, bits]: 1.0 for name, bits in found.bits.items()}, -math.inf, len(found.bits) - 1.0)
 
+    def prices(self) -> tuple[float, ...]:
+        """By how much the objective falls for each further unit of every budget, if layers could be split between candidates."""
+        scale = self._scale()
+        lp = self._written(scale)
+        lp.integrality_ = []
+        solver = configured(0.0, math.inf)
+        solver.passModel(lp)
+        finish(solver)
+        duals = solver.getSolution().row_dual
+        return tuple(max(-duals[row], 0.0) * scale / slack for row, slack in self._limits)
+
+    def _scale(self) -> float:
+        """What one unit of the programme's objective is; differences far below the last digit of the sum cannot be told apart."""
+        return max(max(map(abs, self.costs()), default=0.0) / _RANGE, abs(self.offset) * ROUNDING) or 1.0
+
     def _run(self, gap: float, deadline: float, start: Mapping[str, Bits] | None) -> Found:
         solver = configured(gap, deadline)
-        scale = max((abs(cost) for cost, upper in zip(self._cost, self._upper, strict=True) if upper > 0), default=0.0) / _RANGE or 1.0
+        scale = self._scale()
         if solver.passModel(self._written(scale)) == highspy.HighsStatus.kError:
             raise BitallocError("HiGHS refused the integer programme: the scores or the budgets differ by too many orders of magnitude.")
         if start is not None:
@@ -139,14 +168,20 @@ class Model:
             values = [float(start[name] == bits) for name, bits in self.choice]
             solver.setSolution(len(columns), columns, values)
         finish(solver)
+        if solver.getModelStatus() == _STATUS.kSolveError:  # what presolve made of scores of 1e8 beside ones below 1
+            solver.setOptionValue("presolve", "off")
+            finish(solver)
         status = solver.getModelStatus()
         if status not in (_STATUS.kOptimal, _STATUS.kInfeasible, _STATUS.kTimeLimit):
             raise BitallocError(f"HiGHS stopped with the status {solver.modelStatusToString(status)!r}: check the scores and budgets.")
         info = solver.getInfo()
+        complete = status != _STATUS.kTimeLimit
+        # Where HiGHS was stopped before it had a bound: no column can be better than at its best.
+        bound = max(info.mip_dual_bound * scale, self.offset + math.fsum(cost for cost in self._cost if cost < 0))
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
-            return Found(None, info.mip_dual_bound * scale, status == _STATUS.kInfeasible)
+            return Found(None, bound, status == _STATUS.kInfeasible, complete)
         values = solver.getSolution().col_value
-        return Found({name: bits for (name, bits), i in self.choice.items() if values[i] > _CHOSEN}, info.mip_dual_bound * scale, False)
+        return Found({name: bits for (name, bits), i in self.choice.items() if values[i] > _CHOSEN}, bound, False, complete)
 
     def _written(self, scale: float) -> highspy.HighsLp:
         lp = highspy.HighsLp()

@@ -6,7 +6,8 @@ from typing import final
 
 from bitalloc.errors import InfeasibleError, SpaceError
 from bitalloc.policy import Bits
-from bitalloc.search.limits import below, budgets_named, cheapest, rounding, smallest, with_limits, without
+from bitalloc.search.limits import below, budgets_named, cheapest, rounding, sizes, smallest, without
+from bitalloc.search.prepared import prepare
 from bitalloc.search.problem import ROUNDING, Problem
 from bitalloc.search.solution import Solution
 from bitalloc.search.solver import solve
@@ -93,7 +94,7 @@ def _narrowed(problem: Problem, layer: str, pairs: list[Bits]) -> Problem | None
 
 
 def _better(problem: Problem, one: Solution, other: Solution) -> bool:
-    return one.objective < other.objective - rounding(problem, other.objective)
+    return one.objective < other.objective - rounding(other.objective, sizes(problem))
 
 
 class _Side:
@@ -106,12 +107,13 @@ class _Side:
             self._least = math.inf if problem is None else smallest(problem, name)
         except InfeasibleError:  # with these widths the other budgets cannot be met
             self._least = math.inf
+        self._prepared = None if problem is None or self._least == math.inf else prepare(problem)
 
     def best(self, limit: float) -> Solution | None:
         """The best policy inside ``limit``."""
-        if self._problem is None or limit * (1 + ROUNDING) < self._least:
+        if self._prepared is None or limit * (1 + ROUNDING) < self._least:
             return None
-        return solve(with_limits(self._problem, {self._name: limit}))
+        return self._prepared.solve({self._name: limit})
 
     def cheapest(self, score: float) -> float:
         """The least cost of a policy with at most this score, which there must be."""
@@ -122,7 +124,7 @@ class _Side:
         """The least cost of a score that is better by more than rounding."""
         if self._problem is None or self._least == math.inf:
             return None
-        wanted = score - 2 * rounding(self._problem, score)
+        wanted = score - 2 * rounding(score, sizes(self._problem))
         if solve(without(self._problem, self._name)).objective > wanted:
             return None
         return cheapest(self._problem, self._name, wanted)

@@ -14,8 +14,7 @@ from bitalloc.search.model import Found, Model
 from bitalloc.search.pairwise_score import PairwiseScore
 from bitalloc.search.problem import Problem
 from bitalloc.search.quadratic import Quadratic
-from bitalloc.search.scored import scored
-from bitalloc.search.solution import Solution
+from bitalloc.search.solution import Solution, judged
 from bitalloc.search.solver import solve
 from bitalloc.search.tables import mapped
 
@@ -74,7 +73,7 @@ def solve_pairwise(problem: Problem, pairwise: PairwiseScore, *, gap: float = 0.
             best = min((bits for bits in (best, found.bits) if bits is not None), key=quadratic.total)
             bound = max(bound, found.bound)
     value = quadratic.total(best)
-    return scored(problem, best, value, min(bound, value), time.perf_counter() - start)
+    return judged(problem, best, min(bound, value), time.perf_counter() - start, objective=value)
 
 
 def improved(quadratic: Quadratic, bits: Mapping[str, Bits]) -> Mapping[str, Bits]:

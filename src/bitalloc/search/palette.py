@@ -6,22 +6,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bitalloc.policy import FLOAT, Bits
+from bitalloc.policy import Bits
 from bitalloc.search.exact import CoreTooLargeError, Found, minimise
-from bitalloc.search.layout import Floats, Indices, Layout, Mask, undominated
+from bitalloc.search.layout import Floats, Indices, Layout, Mask
 from bitalloc.search.relaxation import Relaxation
+from bitalloc.search.width_sets import width_sets
 from bitalloc.space import SearchSpace
 
 
-def palettes_of(space: SearchSpace, pairs: Sequence[Sequence[Bits]], layout: Layout) -> Iterator[Mask]:
-    """The entries of every largest set of widths that ``max_widths`` allows, for weights and activations."""
+def masks(space: SearchSpace, pairs: Sequence[Sequence[Bits]], layout: Layout) -> Iterator[Mask]:
+    """The entries of every largest set of weight widths and of activation widths that ``max_widths`` allows."""
     chosen = [pairs[layer][pair] for layer, pair in zip(layout.layer.tolist(), layout.pair.tolist(), strict=True)]
     sides = []
     for side in ("weight", "act"):
         width = np.array([getattr(bits, side) for bits in chosen])
-        different = np.setdiff1d(width, [FLOAT])
-        most = min(space.max_widths or len(different), len(different))
-        sides.append([np.isin(width, [*subset, FLOAT]) for subset in itertools.combinations(different, most)])
+        sides.append([np.isin(width, allowed) for allowed in width_sets(space, side)])
     return (weight & act for weight, act in itertools.product(*sides))
 
 
@@ -33,7 +32,7 @@ class Palette:
 
     def best(self, palettes: Iterator[Mask]) -> Found:
         """The best choice inside the limits whose entries are all in one palette."""
-        relaxation = Relaxation(self.layout, self.limits)
+        relaxation = Relaxation(self.layout, self.limits, self.deadline)
         found = Found(None, math.inf, math.inf, relaxation.prices)
         for least, layout, origin in self._by_bound(palettes, relaxation.prices):
             if least >= found.objective:
@@ -54,10 +53,6 @@ class Palette:
         parts = []
         for mask in palettes:
             kept = self.layout.restricted(mask)
-            if kept is not None:
-                # Only now: a choice may be beaten by one of a width that this palette does not have.
-                mask[kept[1]] = undominated(kept[0])
-                kept = self.layout.restricted(mask)
             if kept is not None:
                 least = kept[0].excess(kept[0].score + prices @ kept[0].cost)[1]
                 parts.append((least - float(prices @ self.limits), *kept))

@@ -4,164 +4,93 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Final, TypeVar, final
 
-import numpy as np
-
+from bitalloc.budget import Budget
 from bitalloc.errors import BitallocError, InfeasibleError
-from bitalloc.policy import Bits
-from bitalloc.search.exact import CoreTooLargeError, Found, minimise
 from bitalloc.search.highs import deadline_of
-from bitalloc.search.highs import minimise as minimise_with_highs
-from bitalloc.search.layout import Floats, Indices, Layout, layout_of, undominated
-from bitalloc.search.palette import Palette, palettes_of
-from bitalloc.search.problem import ROUNDING, Problem, within
+from bitalloc.search.infeasible import explain_infeasible
+from bitalloc.search.instance import Instance, instance_of
+from bitalloc.search.problem import Problem
 from bitalloc.search.solution import Solution, judged
-from bitalloc.search.ties import TooManyModesError
-from bitalloc.space import Candidates, SearchSpace
 
-_GRID: Final = 2.0**52
-"""Costs are multiples of 1/2^52 of the limit's power of two, so that sums inside the limit are exact in floating point."""
+Checked = TypeVar("Checked", Problem, Budget)
+
+_NOTHING: Final = 1e-100
+"""A budget's limit has to be positive; this is 0 for all purposes."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The arrays of a problem, independent of its limits; made by :func:`prepare`.
+    """A problem whose arrays and ties, which do not depend on the limits, are worked out; see :func:`prepare`.
 
     Attributes:
         problem: as given.
-        layout: its arrays, ``None`` where its ties are left to HiGHS.
-        pairs: the pairs of every layer, in the order of the space.
-        offset: the sum of the smallest scores of all layers, which the layout's scores leave out.
+        instance: its arrays.
     """
 
     problem: Problem
-    layout: Layout | None
-    pairs: tuple[tuple[Bits, ...], ...]
-    offset: float
+    instance: Instance
 
-    def solve(self, limits: Sequence[float] | None = None, *, gap: float = 0.0, time_limit: float | None = None) -> Solution:
+    def solve(
+        self, limits: Sequence[float] | Mapping[str, float] | None = None, *, gap: float = 0.0, time_limit: float | None = None
+    ) -> Solution:
         """The best policy inside these limits, as :func:`bitalloc.search.solve` finds it.
 
         Args:
-            limits: one for every budget of the problem, in its order; those of the problem by default.
+            limits: one for every budget of the problem, in its order; or by name, then the others keep theirs; those of the problem by
+                default. 0 or more.
             gap: see :func:`bitalloc.search.solve`.
             time_limit: see :func:`bitalloc.search.solve`.
 
         Raises:
-            InfeasibleError: no policy meets the limits; without the reasons that ``solve`` gives.
+            InfeasibleError: no policy meets the limits; the message gives the reasons.
+            BudgetError: a limit is below 0 or not finite.
             BitallocError: see :func:`bitalloc.search.solve`.
         """
         start = time.perf_counter()
         deadline = deadline_of(gap, time_limit)
-        problem = self.problem if limits is None else _with_limits(self.problem, limits)
-        bits, bound, prices = self._best(problem, gap, deadline)
-        return judged(problem, bits, bound, time.perf_counter() - start, prices)
-
-    def _best(self, problem: Problem, gap: float, deadline: float) -> tuple[Mapping[str, Bits], float, Sequence[float] | None]:
-        if self.layout is None:
-            return *_by_highs(problem, problem.space, gap, deadline), None
-        cost, limits, units = _on_grid(self.layout.cost, [budget.limit for budget in problem.budgets], len(self.pairs))
-        layout = self.layout.with_cost(cost)
-        try:
-            found = self._search(layout, limits, gap, deadline)
-        except CoreTooLargeError as error:
-            known = None if error.found.entries is None else self._bits(error.found.entries)
-            if known is not None and not _inside(problem, known):
-                known = None
-            bits, bound = _by_highs(problem, self._core(error.keep), gap, deadline, known)
-            return bits, max(bound, error.found.bound + self.offset), _per_unit(error.found.prices, units)
-        if found.entries is None:
-            if found.bound < math.inf:
-                raise BitallocError("the time limit passed before any policy inside the budgets was found: give the search more time.")
-            raise InfeasibleError("no policy of the search space meets all budgets.")
-        bits = self._bits(found.entries)
-        if not _inside(problem, bits):  # a sum within the last digits of a limit, which only the full sum can tell
-            return *_by_highs(problem, problem.space, gap, deadline), _per_unit(found.prices, units)
-        return bits, found.bound + self.offset, _per_unit(found.prices, units)
-
-    def _search(self, layout: Layout, limits: Floats, gap: float, deadline: float) -> Found:
-        if self.problem.space.max_widths is None:
-            return minimise(layout, limits, gap, self.offset, deadline)
-        palette = Palette(layout, limits, gap, self.offset, deadline)
-        return palette.best(palettes_of(self.problem.space, self.pairs, layout))
-
-    def _bits(self, entries: Indices) -> dict[str, Bits]:
-        assert self.layout is not None
-        names = list(self.problem.space.candidates)
-        chosen = zip(self.layout.layer[entries].tolist(), self.layout.pair[entries].tolist(), strict=True)
-        return {names[layer]: self.pairs[layer][pair] for layer, pair in sorted(chosen)}
-
-    def _core(self, keep: Indices) -> SearchSpace:
-        """The space with these entries only."""
-        assert self.layout is not None
-        allowed: list[set[Bits]] = [set() for _ in self.pairs]
-        for layer, pair in zip(self.layout.layer[keep].tolist(), self.layout.pair[keep].tolist(), strict=True):
-            allowed[layer].add(self.pairs[layer][pair])
-        space = self.problem.space
-        rows = {
-            name: Candidates(choices.weight, choices.act, frozenset(left))
-            for (name, choices), left in zip(space.candidates.items(), allowed, strict=True)
-        }
-        return replace(space, candidates=rows)
+        problem = self.problem if limits is None else limited(self.problem, limits)
+        found = self.instance.best(problem, gap, deadline)
+        if found is None:
+            raise InfeasibleError(explain_infeasible(problem).text())
+        return judged(problem, found.bits, found.bound, time.perf_counter() - start, prices=found.prices)
 
 
 def prepare(problem: Problem) -> Prepared:
-    """Makes a problem ready to be solved under many limits: arrays, ties and dominance are worked out once.
+    """Makes a problem ready to be solved under many limits: :meth:`Prepared.solve`.
 
     Raises:
         InfeasibleError: no policy keeps the ties.
     """
-    space, score = problem.space, problem.score
-    known = {candidates: candidates.pairs for candidates in set(space.candidates.values())}
-    pairs = tuple(known[candidates] for candidates in space.candidates.values())
-    layout: Layout | None
-    try:
-        layout, offset = layout_of(space, pairs, score, [budget.table for budget in problem.budgets])
-        kept = layout.restricted(undominated(layout)) if space.max_widths is None else None
-        layout = layout if kept is None else kept[0]
-    except TooManyModesError:
-        layout, offset = None, 0.0
-    return Prepared(problem, layout, pairs, offset)
+    return Prepared(problem, instance_of(problem))
 
 
-def _with_limits(problem: Problem, limits: Sequence[float]) -> Problem:
+def limited(problem: Problem, limits: Sequence[float] | Mapping[str, float]) -> Problem:
+    """The problem with other limits, of 0 or more: one for every budget, or by name.
+
+    Raises:
+        BitallocError: the number of limits is another one than that of budgets.
+        BudgetError: a limit is below 0 or not finite.
+    """
+    if isinstance(limits, Mapping):
+        limits = [limits.get(budget.name, budget.limit) for budget in problem.budgets]
     if len(limits) != len(problem.budgets):
         raise BitallocError(f"there are {len(limits)} limits for {len(problem.budgets)} budgets: give one for every budget.")
-    changed = object.__new__(Problem)  # the tables were checked when the problem was made
-    for name, value in (("space", problem.space), ("score", problem.score)):
-        object.__setattr__(changed, name, value)
-    object.__setattr__(changed, "budgets", tuple(replace(b, limit=limit) for b, limit in zip(problem.budgets, limits, strict=True)))
-    return changed
+    budgets = tuple(_moved(budget, limit or _NOTHING) for budget, limit in zip(problem.budgets, limits, strict=True))
+    return _unchecked(Problem, space=problem.space, score=problem.score, budgets=budgets)
 
 
-def _on_grid(costs: Floats, limits: Sequence[float], layers: int) -> tuple[Floats, Floats, Floats]:
-    """Costs and limits in units of the power of two above each limit, the costs rounded to what adds up exactly.
-
-    Whole numbers and most others are not rounded at all. Where they are, the limit is raised by as much as the rounding can add
-    up to, so that nothing inside the budget is lost; the result is counted anew.
-    """
-    units = np.array([2.0 ** math.frexp(limit)[1] for limit in limits])
-    exact = costs / units[:, None]
-    rounded = np.rint(np.minimum(exact, 4.0) * _GRID) / _GRID
-    loss = np.where((rounded != np.minimum(exact, 4.0)).any(axis=1), layers / 2 / _GRID, 0.0)
-    raised = np.array([limit * (1 + ROUNDING) for limit in limits]) / units + loss
-    return rounded, np.floor(raised * _GRID) / _GRID, units
+def _moved(budget: Budget, limit: float) -> Budget:
+    if not 0 < limit < math.inf:
+        return replace(budget, limit=limit)  # raises
+    return _unchecked(Budget, name=budget.name, limit=limit, table=budget.table)
 
 
-def _by_highs(
-    problem: Problem, space: SearchSpace, gap: float, deadline: float, known: Mapping[str, Bits] | None = None
-) -> tuple[Mapping[str, Bits], float]:
-    found = minimise_with_highs(space, problem.score, problem.budgets, gap, deadline, known)
-    if found is None:
-        raise InfeasibleError("no policy of the search space meets all budgets.")
-    return found
-
-
-def _per_unit(prices: Floats, units: Floats) -> list[float]:
-    return [float(price) for price in prices / units]
-
-
-def _inside(problem: Problem, bits: Mapping[str, Bits]) -> bool:
-    return all(within(budget, bits) for budget in problem.budgets)
+def _unchecked(kind: type[Checked], **values: object) -> Checked:
+    """An object whose tables were checked when it was first made, which takes longer than a search."""
+    made = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made

@@ -6,10 +6,10 @@ from typing import Final
 
 from bitalloc.errors import BitallocError
 from bitalloc.search.links import Links
-from bitalloc.search.palettes import starts
 from bitalloc.search.problem import Problem
 from bitalloc.search.repair import drawn, repaired
 from bitalloc.search.solution import Solution, judged, loose_bound
+from bitalloc.search.starts import starts
 
 _TRIES: Final = 100
 """How often a draw that is outside the budgets is thrown away before one is repaired."""

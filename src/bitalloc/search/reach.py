@@ -1,12 +1,15 @@
 """How far the sums of a budget can be lowered."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from bitalloc.budget import Budget
+from bitalloc.errors import InfeasibleError
 from bitalloc.policy import Bits
+from bitalloc.search.instance import instance_of
 from bitalloc.search.minimax import minimax
-from bitalloc.search.model import Model
-from bitalloc.space import SearchSpace
+from bitalloc.search.problem import Problem
+from bitalloc.space import SearchSpace, Table
 
 Group = tuple[Budget, ...]
 """The budgets of one name: a peak is limited at several moments, and counts as the largest of their sums."""
@@ -27,10 +30,8 @@ def used(group: Group, bits: Mapping[str, Bits]) -> float:
 
 def possible(space: SearchSpace, kept: Sequence[Budget]) -> bool:
     """Whether any policy is inside the budgets."""
-    model = Model(space)
-    for budget in kept:
-        model.limit(budget)
-    return model.minimise().bits is not None
+    nothing = Table({name: dict.fromkeys(choices.pairs, 0.0) for name, choices in space.candidates.items()}, "nothing")
+    return _cheapest(space, kept[0].table if kept else nothing, kept) is not None
 
 
 def least(space: SearchSpace, group: Group, kept: Sequence[Budget]) -> float | None:
@@ -42,10 +43,15 @@ def least(space: SearchSpace, group: Group, kept: Sequence[Budget]) -> float | N
 def lowest(space: SearchSpace, budgets: Sequence[Budget], kept: Sequence[Budget]) -> Mapping[str, Bits] | None:
     """The policy inside the kept budgets whose largest sum / limit of ``budgets`` is least, ``None`` if there is no policy."""
     if len(budgets) == 1:
-        model = Model(space)
-        for budget in kept:
-            model.limit(budget)
-        model.add(budgets[0].table.values)
-        return model.minimise().bits
+        return _cheapest(space, budgets[0].table, kept)
     shares = [{n: {b: v / budget.limit for b, v in row.items()} for n, row in budget.table.values.items()} for budget in budgets]
     return minimax(space, shares, kept).bits
+
+
+def _cheapest(space: SearchSpace, table: Table, kept: Sequence[Budget]) -> Mapping[str, Bits] | None:
+    problem = Problem(space, table, tuple(kept))
+    try:
+        found = instance_of(problem).best(problem, 0.0, math.inf)
+    except InfeasibleError:  # the ties leave no policy
+        return None
+    return None if found is None else found.bits

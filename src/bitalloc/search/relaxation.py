@@ -1,5 +1,7 @@
 """The Lagrangian bound: budgets turned into prices."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
@@ -41,6 +43,7 @@ class Relaxation:
     Attributes:
         layout: the choices.
         limits: of every budget.
+        deadline: of ``time.perf_counter``; the prices are then the best found until there.
         points: all that were met, in order.
         prices: the best ones.
         bound: no choice inside the budgets has a lower score.
@@ -49,6 +52,7 @@ class Relaxation:
 
     layout: Layout
     limits: Floats
+    deadline: float = math.inf
     points: list[Point] = field(default_factory=list)
     prices: Floats = field(default_factory=lambda: np.zeros(0))
     bound: float = -np.inf
@@ -58,12 +62,16 @@ class Relaxation:
         self.prices = np.zeros(len(self.limits))
         use = self.at(self.prices).use
         active = np.flatnonzero(use > self.limits)
-        while len(active) and self.feasible:
+        while len(active) and self.feasible and not self.late():
             use = self._one(int(active[0])) if len(active) == 1 else _Master(self, active).solve()
             more = np.setdiff1d(np.flatnonzero(use > self.limits * (1 + 1e-9)), active)
             if not len(more):
                 break
             active = np.union1d(active, more)
+
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.perf_counter() > self.deadline
 
     def at(self, prices: Floats) -> Point:
         """The point at ``prices``, which raises the bound where it can."""
@@ -127,6 +135,8 @@ class _Master:
         for point in relaxation.points:
             self._add(point, scale)
         for _ in range(_ROUNDS):
+            if relaxation.late():
+                return relaxation.at(relaxation.prices).use
             self.solver.run()
             values = np.array(self.solver.getSolution().col_value)
             prices = np.zeros(len(relaxation.limits))

@@ -9,8 +9,7 @@ from typing import Literal, final, get_args
 from bitalloc.errors import BitallocError, SpaceError
 from bitalloc.search.minimax import minimax
 from bitalloc.search.problem import Problem
-from bitalloc.search.scored import scored
-from bitalloc.search.solution import Solution
+from bitalloc.search.solution import Solution, judged
 from bitalloc.search.solver import solve
 from bitalloc.search.tables import mean, scaled
 from bitalloc.space import Table
@@ -86,7 +85,7 @@ def _worst(middle: Problem, tables: Sequence[Table], start: Solution, gap: float
     worst = {i: max(table.total(bits) for table in tables) for i, bits in enumerate(policies)}
     best = min(worst, key=worst.__getitem__)
     bound = min(max(found.bound, start.bound), worst[best])
-    return scored(middle, policies[best], worst[best], bound, start.seconds + time.perf_counter() - begun)
+    return judged(middle, policies[best], bound, start.seconds + time.perf_counter() - begun, objective=worst[best])
 
 
 def _check(problem: Problem, tables: Sequence[Table], criterion: str, scale: str) -> None:

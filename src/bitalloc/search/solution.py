@@ -13,8 +13,8 @@ Status = Literal["optimal", "feasible"]
 
 _EXACT = 1e-9
 """A relative gap up to this is the solver's rounding, not a worse solution."""
-_LEAST = 1e-100
-"""What the gap of an objective of 0 is divided by."""
+_CANCELLED = 1e-4
+"""Scores whose sum is less than that share of their sizes cancel: the gap is measured by that share of the sizes then."""
 
 
 @final
@@ -51,7 +51,8 @@ class Solution:
         status: ``optimal`` if nothing better exists inside the budgets, ``feasible`` if that was not proven.
         objective: the total score.
         bound: no choice inside the budgets has a lower score than this.
-        gap: (objective - bound) / abs(objective), 0 when optimal.
+        gap: (objective - bound) / abs(objective), 0 when optimal. Where positive and negative scores cancel, the divisor is at least
+            1e-4 of the sum of the absolute values of the chosen scores and of the bound.
         budgets: what is used of every budget, in the order of the problem; of several with one name the one of which most is used,
             at the sum of their prices.
         seconds: wall-clock time of the search.
@@ -87,10 +88,22 @@ class Solution:
         return policy
 
 
-def judged(problem: Problem, bits: Mapping[str, Bits], bound: float, seconds: float, prices: Sequence[float] | None = None) -> Solution:
-    """The solution with these widths: everything but ``bound`` and ``prices`` is counted anew from the problem's own tables."""
-    objective = problem.score.total(bits)
-    gap = (objective - bound) / max(abs(objective), _LEAST) if objective > bound else 0.0
+def judged(
+    problem: Problem,
+    bits: Mapping[str, Bits],
+    bound: float,
+    seconds: float,
+    *,
+    prices: Sequence[float] | None = None,
+    objective: float | None = None,
+) -> Solution:
+    """The solution with these widths: everything but ``bound`` and ``prices`` is counted anew from the problem's own tables.
+
+    ``objective`` is given where it is not the sum of the problem's score.
+    """
+    sizes = math.fsum(abs(problem.score.values[name][choice]) for name, choice in bits.items())
+    objective = problem.score.total(bits) if objective is None else objective
+    gap = (objective - bound) / max(abs(objective), _CANCELLED * (sizes + abs(bound))) if objective > bound else 0.0
     optimal = gap <= _EXACT
     ordered = {name: bits[name] for name in problem.space.candidates}
     return Solution(

@@ -9,10 +9,10 @@ from bitalloc.errors import BitallocError, BudgetError, FileError
 from bitalloc.files import finite, read_json, write_json, write_text
 from bitalloc.search.frontier import even_limits, useful_range
 from bitalloc.search.frontier_points import FrontierPoint, csv_of, point_from_json, point_of, point_to_json, under
-from bitalloc.search.limits import budgets_named, smallest, with_limits, without
+from bitalloc.search.limits import budgets_named, smallest, without
+from bitalloc.search.prepared import limited, prepare
 from bitalloc.search.problem import ROUNDING, Problem
 from bitalloc.search.solution import Solution
-from bitalloc.search.solver import solve
 
 SCHEMA: Final = "bitalloc.surface"
 VERSION: Final = 1
@@ -114,7 +114,7 @@ def surface(problem: Problem, first: str, second: str, *, points: tuple[int, int
         raise BitallocError(f"points is {points[0]} x {points[1]}, expected at least 2 of each: the smallest and the largest limit.")
     first_limits = even_limits(*useful_range(without(problem, second), first, gap), points[0])
     least = smallest(without(problem, first), second)
-    _, most = useful_range(with_limits(problem, {first: first_limits[-1]}), second, gap)
+    _, most = useful_range(limited(problem, {first: first_limits[-1]}), second, gap)
     second_limits = even_limits(least, most, points[1])
     cells = _cells(problem, (first, second), first_limits, second_limits, gap)
     return Surface(first, second, *units, tuple(first_limits), tuple(second_limits), cells)
@@ -124,17 +124,17 @@ def _cells(
     problem: Problem, names: tuple[str, str], first_limits: Sequence[float], second_limits: Sequence[float], gap: float
 ) -> tuple[tuple[FrontierPoint | None, ...], ...]:
     """From the loosest limits to the tightest: what is best under looser limits and inside tighter ones is best under these."""
+    prepared = prepare(problem)
     rows: list[list[Solution | None]] = []
     for first_limit in reversed(first_limits):
-        held = with_limits(problem, {names[0]: first_limit})
-        least = smallest(held, names[1])
+        least = smallest(limited(problem, {names[0]: first_limit}), names[1])
         row: list[Solution | None] = []
         for k, second_limit in enumerate(reversed(second_limits)):
             looser = [*row[-1:], *(last[k] for last in rows[-1:])]
             limits = {names[0]: first_limit, names[1]: second_limit}
             found = next((known for known in looser if known is not None and _inside(known, limits)), None)
             if found is None and second_limit * (1 + ROUNDING) >= least:
-                found = solve(with_limits(held, limits), gap=gap)
+                found = prepared.solve(limits, gap=gap)
             row.append(None if found is None else under(found, limits))
         rows.append(row)
     return tuple(tuple(None if found is None else point_of(found, names[1]) for found in reversed(row)) for row in reversed(rows))

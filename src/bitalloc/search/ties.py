@@ -1,12 +1,13 @@
 """Which layers are connected by ties, and what each of them may choose once the tied widths are set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from math import prod
 from typing import Final
 
 from bitalloc.errors import InfeasibleError
 from bitalloc.policy import Bits
+from bitalloc.search.links import joined
 from bitalloc.space import SearchSpace
 
 MODES: Final = 20_000
@@ -55,17 +56,9 @@ def blocks_of(space: SearchSpace, pairs: Sequence[Pairs]) -> list[Block]:
 def _groups(space: SearchSpace) -> list[list[tuple[int, str]]]:
     """The sides of layers (layer, ``weight`` or ``act``) that have one width, overlapping ties joined."""
     position = {name: i for i, name in enumerate(space.candidates)}
-    groups: list[list[tuple[int, str]]] = []
-    for side, ties in (("weight", space.weight_ties), ("act", space.act_ties)):
-        joined: list[set[int]] = []
-        for tie in ties:
-            members = {position[name] for name in tie}
-            for other in [other for other in joined if other & members]:
-                members |= other
-                joined.remove(other)
-            joined.append(members)
-        groups += [[(layer, side) for layer in sorted(members)] for members in joined if len(members) > 1]
-    return groups
+    sides = (("weight", space.weight_ties), ("act", space.act_ties))
+    groups = ([(position[name], side) for name in members] for side, ties in sides for members in joined(position, ties))
+    return [group for group in groups if len(group) > 1]
 
 
 def _common_widths(groups: Sequence[Sequence[tuple[int, str]]], pairs: Sequence[Pairs], options: list[tuple[int, ...]]) -> list[set[int]]:
@@ -86,17 +79,13 @@ def _common_widths(groups: Sequence[Sequence[tuple[int, str]]], pairs: Sequence[
             return widths
 
 
-def _connected(groups: Sequence[Sequence[tuple[int, str]]]) -> list[list[int]]:
+def _connected(groups: Sequence[Sequence[tuple[int, str]]]) -> Iterable[Sequence[int]]:
     """Groups that share a layer, together."""
-    found: list[tuple[set[int], list[int]]] = []
+    of: dict[int, list[int]] = {}
     for k, group in enumerate(groups):
-        layers, members = {layer for layer, _ in group}, [k]
-        for other in [other for other in found if other[0] & layers]:
-            layers |= other[0]
-            members += other[1]
-            found.remove(other)
-        found.append((layers, members))
-    return [members for _, members in found]
+        for layer, _ in group:
+            of.setdefault(layer, []).append(k)
+    return joined(range(len(groups)), of.values())
 
 
 def _modes(

@@ -7,11 +7,10 @@ at b bits means that the layer wants a wide, sparse grid and suffers at that wid
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self, final
 
 from bitalloc.errors import FileError, SpaceError
-from bitalloc.files import finite, read_json, write_json
+from bitalloc.files import AnyPath, finite, read_json, write_json
 from bitalloc.policy import WIDTHS, Bits
 from bitalloc.space import Candidates, SearchSpace, Table
 
@@ -133,12 +132,12 @@ class Indicators:
         except (KeyError, TypeError, ValueError, AttributeError, SpaceError) as error:
             raise FileError(f"{origin}: {error} is missing or malformed in the indicators. Measure them again.") from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the indicators as JSON, atomically. Raises FileError if that fails."""
         write_json(path, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: AnyPath) -> Self:
         """Reads what :meth:`save` wrote. Raises FileError for anything else."""
         return cls.from_json(read_json(path, schema=SCHEMA, version=VERSION), origin=str(path))
 

@@ -14,8 +14,8 @@ class Sites:
     """The sites of a graph, see :class:`~bitalloc.layers.Site`.
 
     Only floating-point tensors have one; tokens and masks have none. A scale and shift by constants, a batch norm and an activation
-    function are fused with what they follow, see :func:`~bitalloc.wrap.units.find_units`. Operations that keep the grid of their
-    input, such as max pooling, give a new site all the same. A constant has a site only where a layer reads it.
+    function are fused with what they follow, see :func:`~bitalloc.wrap.units.find_units`. Max pooling gives a new site, though it
+    keeps the grid of what it reads. A constant has a site only where a layer reads it.
 
     Attributes:
         units: the operations that make the sites.
@@ -73,16 +73,23 @@ class Sites:
         )
 
     def meetings(self) -> tuple[Meeting, ...]:
-        """Additions and concatenations of two and more sites, in the order of execution."""
+        """Additions and concatenations of two and more sites, and max poolings, in the order of execution."""
         found = []
         for unit in self.units:
-            operation = unit.nodes[0].operation
-            kind = "add" if operation in ADDITIONS else "concat" if operation in CONCATENATIONS else None
             operands = tuple(dict.fromkeys(self.name_of[base] for base in unit.reads if self._flow.graph.values[base].numel > 1))
-            if kind is not None and len(operands) > 1 and len(unit.reads) > 1 and unit.result in self.name_of:
+            kind = self._meeting(unit, len(operands))
+            if kind is not None and unit.result in self.name_of:
                 name = self.name_of[unit.result]
                 found.append(Meeting(name, kind, operands, name))
         return tuple(found)
+
+    def _meeting(self, unit: Unit, operands: int) -> str | None:
+        operation = unit.nodes[0].operation
+        if operands == 1 and unit.made_by == "max_pool":
+            return "max_pool"
+        if operands < 2:
+            return None
+        return "add" if operation in ADDITIONS else "concat" if operation in CONCATENATIONS else None
 
     def _read(self, unit: Unit) -> Iterable[int]:
         inputs = (self._flow.base[value] for node in unit.nodes for value in node.inputs)

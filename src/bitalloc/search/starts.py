@@ -1,24 +1,25 @@
 """Where searches without a solver begin: the widest policy, for every way to use at most so many different widths."""
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations, product
+from itertools import product
 
 from bitalloc.errors import InfeasibleError, SpaceError
-from bitalloc.policy import FLOAT, Bits
+from bitalloc.policy import Bits
 from bitalloc.search.problem import Problem
 from bitalloc.search.solver import solve
+from bitalloc.search.width_sets import width_sets
 from bitalloc.space import SearchSpace, Table
 
 
 def starts(space: SearchSpace) -> list[tuple[SearchSpace, Mapping[str, Bits]]]:
-    """The spaces of :func:`palettes`, each with its policy of most bits (weights and activations of all layers added up).
+    """The spaces of :func:`_palettes`, each with its policy of most bits (weights and activations of all layers added up).
 
     Raises:
         InfeasibleError: the ties and ``max_widths`` leave no policy, whatever the budgets.
     """
     found = []
     reason: InfeasibleError | None = None
-    for palette in palettes(space):
+    for palette in _palettes(space):
         bits = {name: {pair: -float(pair.weight + pair.act) for pair in c.pairs} for name, c in palette.candidates.items()}
         try:
             found.append((palette, solve(Problem(palette, Table(bits, "bits"), ())).bits))
@@ -31,28 +32,14 @@ def starts(space: SearchSpace) -> list[tuple[SearchSpace, Mapping[str, Bits]]]:
     return found
 
 
-def palettes(space: SearchSpace) -> Iterator[SearchSpace]:
-    """The spaces without ``max_widths`` whose policies together are those of ``space``; ``space`` itself where it has no such limit.
-
-    Each has ``max_widths`` weight widths and as many activation widths, floating point not counted, so there are at most as many
-    as there are ways to choose them twice: 16 for two of five widths where the 8 bits of pinned layers are one of the two.
-    """
+def _palettes(space: SearchSpace) -> Iterator[SearchSpace]:
+    """The spaces without ``max_widths`` whose policies together are those of ``space``; ``space`` itself where it has no such limit."""
     if space.max_widths is None:
         yield space
         return
-    for weight, act in product(_chosen(space, "weight"), _chosen(space, "act")):
+    for weight, act in product(width_sets(space, "weight"), width_sets(space, "act")):
         try:
             left = {name: c.only(weight, act) for name, c in space.candidates.items()}
             yield SearchSpace(left, space.weight_ties, space.act_ties, space.shared_inputs)
         except SpaceError:  # a layer, or a tie, has none of these widths
             continue
-
-
-def _chosen(space: SearchSpace, side: str) -> Iterator[tuple[int, ...]]:
-    rows = [getattr(choices, side) for choices in space.candidates.values()]
-    needed = {row[0] for row in rows if len(row) == 1} - {FLOAT}
-    others = sorted({width for row in rows for width in row} - needed - {FLOAT}, reverse=True)
-    left = (space.max_widths or 0) - len(needed)
-    if left >= 0:
-        for more in combinations(others, min(left, len(others))):
-            yield (FLOAT, *needed, *more)
