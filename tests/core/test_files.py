@@ -158,3 +158,8 @@ def test_finite_names_the_origin(value: object) -> None:
 
 def test_finite_gives_a_float() -> None:
     assert isinstance(finite(3, origin="x"), float)
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    write_json(f"{tmp_path}/deep/value.json", {"schema": "x", "version": 1, "here": 2})
+    assert read_json(f"{tmp_path}/deep/value.json", schema="x", version=1)["here"] == 2

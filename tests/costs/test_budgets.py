@@ -165,9 +165,17 @@ def test_mean_bits() -> None:
 
 
 def test_a_uniform_policy_keeps_widths_that_leave_no_choice() -> None:
-    half = SearchSpace({**SPACE.candidates, "middle": Candidates((4, 3), (8,))})
+    half = SearchSpace({**SPACE.candidates, "first": Candidates((8, 3), (8, 4)), "middle": Candidates((4, 3), (8,))})
     (budget,) = resolve_budgets({"bitops": "w3a4"}, LAYERS, half)
-    assert budget.limit == 1080 * 64 + 5000 * 3 * 8
+    macs = {layer.name: layer.macs for layer in LAYERS}
+    assert budget.limit == macs["first"] * 3 * 4 + macs["middle"] * 3 * 8 + macs["last"] * 64
+
+
+@pytest.mark.parametrize("value", ["w3a4", "0.9x w4a6"])
+def test_widths_that_no_layer_can_have_are_no_limit(value: str) -> None:
+    fixed = SearchSpace({**SPACE.candidates, "middle": Candidates((4, 3), (8,))})
+    with pytest.raises(BudgetError, match="activations at [46] bits, but those of all layers are fixed at 8"):
+        resolve_budgets({"bitops": value}, LAYERS, fixed)
 
 
 def test_the_uniform_policys_own_space() -> None:

@@ -76,6 +76,15 @@ def test_uniform_of_a_pinned_model_is_that_model() -> None:
     assert (found.bits, found.status) == ({"first": Bits(8, 8)}, "optimal")
 
 
+def test_uniform_raises_layers_that_cannot_be_so_narrow() -> None:
+    least = SearchSpace({**SPACE.candidates, "b": Candidates((4, 3), (4,))})
+    limit = 64.0 + 4 + 3 * 4 + 4  # a and c at w2a2, b at its least
+    found = uniform(problem(limit, least))
+    assert found.bits == {"first": Bits(8, 8), "a": Bits(2, 2), "b": Bits(3, 4), "c": Bits(2, 2)}
+    with pytest.raises(InfeasibleError, match="no uniform policy meets all budgets"):
+        uniform(problem(limit - 1, least))
+
+
 def test_uniform_says_what_does_not_fit() -> None:
     with pytest.raises(InfeasibleError, match="bitops 70 bitops"):
         uniform(problem(70.0))

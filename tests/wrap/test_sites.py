@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitalloc.coupling import couple, requantizations
 from bitalloc.layers import Description, Group, Meeting, Site, by_name
+from bitalloc.policy import Bits
 from bitalloc.wrap.describe import describe
 
 
@@ -215,3 +217,22 @@ def test_every_reader_and_every_life_is_consistent(network: tuple[nn.Module, Ten
     assert [site.born for site in found.sites] == sorted(site.born for site in found.sites)
     for meeting in found.meetings:
         assert all(sites[operand].dies >= sites[meeting.result].born for operand in meeting.operands)
+
+
+def test_max_pooling_keeps_the_scale_of_what_it_reads() -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)
+            self.body, self.skip = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.stem(x))
+            return self.body(self.pool(x)) + self.pool(self.skip(x))
+
+    found = describe(Stem(), torch.zeros(1, 3, 8, 8))
+    assert [(meeting.kind, meeting.operands) for meeting in found.meetings if meeting.kind == "max_pool"][0] == ("max_pool", (":relu",))
+    # What skip reads has a quantizer of its own, and what the pooled tensor is read by another: one is brought to the other's scale.
+    bits = {layer.name: Bits(4, 4) for layer in found.layers}
+    assert requantizations(found, bits).operands == 1
+    assert couple(found, "strict").act == (("body", "skip"),)

@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import Bits, Policy
-from bitalloc.search.problem import Problem
+from bitalloc.search.problem import ROUNDING, Problem
 
 Status = Literal["optimal", "feasible"]
 
@@ -104,7 +104,8 @@ def judged(
     sizes = math.fsum(abs(problem.score.values[name][choice]) for name, choice in bits.items())
     objective = problem.score.total(bits) if objective is None else objective
     gap = (objective - bound) / max(abs(objective), _CANCELLED * (sizes + abs(bound))) if objective > bound else 0.0
-    optimal = gap <= _EXACT
+    # The last digit of a large score that was not chosen can be more than all that was.
+    optimal = gap <= _EXACT or objective - bound <= ROUNDING * _largest(problem)
     ordered = {name: bits[name] for name in problem.space.candidates}
     return Solution(
         bits=ordered,
@@ -115,6 +116,12 @@ def judged(
         budgets=_uses(problem, ordered, prices),
         seconds=seconds,
     )
+
+
+def _largest(problem: Problem) -> float:
+    """The largest score that a policy could add up to, by size."""
+    rows = ((problem.score.values[name][bits] for bits in choices.pairs) for name, choices in problem.space.candidates.items())
+    return math.fsum(max(map(abs, row)) for row in rows)
 
 
 def _uses(problem: Problem, bits: Mapping[str, Bits], prices: Sequence[float] | None) -> tuple[BudgetUse, ...]:

@@ -43,7 +43,8 @@ def uniform(problem: Problem, bits: Bits | None = None) -> Solution:
     if wanted is None:
         limits = ", ".join(dict.fromkeys(f"{budget.name} {amount(budget.limit, budget.unit)}" for budget in problem.budgets)) or "none"
         raise InfeasibleError(
-            f"no uniform policy meets all budgets ({limits}): no pair of widths fits, nor with the layers at their least that cannot be so narrow. "
+            f"no uniform policy meets all budgets ({limits}): no pair of widths fits, "
+            "nor one with the layers that cannot be so narrow at their least. "
             "Raise the limits or add narrower candidates."
         )
     return judged(problem, wanted, loose_bound(problem), time.perf_counter() - start)
