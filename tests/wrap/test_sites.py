@@ -231,7 +231,8 @@ def test_max_pooling_keeps_the_scale_of_what_it_reads() -> None:
             return self.body(self.pool(x)) + self.pool(self.skip(x))
 
     found = describe(Stem(), torch.zeros(1, 3, 8, 8))
-    assert [(meeting.kind, meeting.operands) for meeting in found.meetings if meeting.kind == "max_pool"][0] == ("max_pool", (":relu",))
+    pooled = [meeting.operands for meeting in found.meetings if meeting.kind == "max_pool"]
+    assert pooled == [(":relu",), ("skip",)]
     # What skip reads has a quantizer of its own, and what the pooled tensor is read by another: one is brought to the other's scale.
     bits = {layer.name: Bits(4, 4) for layer in found.layers}
     assert requantizations(found, bits).operands == 1
