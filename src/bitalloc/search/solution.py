@@ -119,9 +119,8 @@ def judged(
 
 
 def _largest(problem: Problem) -> float:
-    """The largest score that a policy could add up to, by size."""
-    rows = ((problem.score.values[name][bits] for bits in choices.pairs) for name, choices in problem.space.candidates.items())
-    return math.fsum(max(map(abs, row)) for row in rows)
+    """The largest score that a policy could add up to, by size; choices that the space leaves out are taken in, which is quicker."""
+    return math.fsum(max(map(abs, problem.score.values[name].values())) for name in problem.space.candidates)
 
 
 def _uses(problem: Problem, bits: Mapping[str, Bits], prices: Sequence[float] | None) -> tuple[BudgetUse, ...]:
