@@ -15,20 +15,23 @@ def module_device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def to_device(batch: Any, target: torch.device) -> Any:
-    """``batch`` with every tensor on ``target``.
+def to_device(batch: Any, target: torch.device, images: torch.memory_format | None = None) -> Any:
+    """``batch`` with every tensor on ``target``, and tensors of four dimensions in the layout ``images`` if one is given.
 
     Goes into tuples (named ones too), lists, dataclasses and mappings; a mapping of another class becomes a dict. Other objects that
     know how to move themselves (``batch.to(device)``) do so, the rest stays as it is.
     """
     if isinstance(batch, Tensor):
-        return batch.to(target, non_blocking=True)
+        moved = batch.to(target, non_blocking=True)
+        return moved if images is None or moved.dim() != 4 else moved.contiguous(memory_format=images)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, target) for key, value in batch.items()}
+        return {key: to_device(value, target, images) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        moved = [to_device(value, target) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+        items = [to_device(value, target, images) for value in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{entry.name: to_device(getattr(batch, entry.name), target) for entry in fields(batch) if entry.init})
+        return replace(
+            batch, **{entry.name: to_device(getattr(batch, entry.name), target, images) for entry in fields(batch) if entry.init}
+        )
     movable = hasattr(batch, "to") and not isinstance(batch, type | nn.Module)
     return batch.to(target) if movable else batch

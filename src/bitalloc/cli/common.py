@@ -1,6 +1,7 @@
 """What the commands share: their common options, how a result is shown, how an error is."""
 
 import json
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,26 @@ def show(value: dict[str, Any], as_json: bool, view: Callable[[dict[str, Any]], 
         typer.echo(json.dumps(value, indent=2))
     else:
         Console(highlight=False, markup=False).print(view(value))
+
+
+def run_stages(recipe: Path, out: Path, data_root: Path | None, seed: int | None, until: str | None, quiet: bool) -> tuple[Any, Any]:
+    """Does a recipe's stages, all of them or ``until`` one; gives the recipe and, if all are done, the summary."""
+    # Imported here, because PyTorch takes seconds and --help should not.
+    from bitalloc.pipeline.recipe import load_recipe
+    from bitalloc.pipeline.run import run_recipe
+    from bitalloc.training import make_progress
+
+    loaded = load_recipe(recipe, overrides(seed))
+    summary = run_recipe(
+        loaded,
+        out,
+        data_root=data_root,
+        until=until,
+        progress=make_progress(quiet),
+        say=say(quiet),
+        command=["bitalloc", *sys.argv[1:]],
+    )
+    return loaded, summary
 
 
 def overrides(seed: int | None) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The command ``describe``: of a recipe's model, or of any other."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bitalloc.cli.common import AsJson, DataRoot, Debug, Quiet, Seed, errors, overrides, say, show
+from bitalloc.cli.common import AsJson, DataRoot, Debug, Quiet, Seed, errors, run_stages, show
 
 _TARGET_HELP = (
     "A RECIPE.toml (needs --out), a torch.export FILE.pt2, package.module:function that returns the model or (model, example input), "
@@ -61,24 +60,13 @@ def _refuse(target: str, options: dict[str, Any]) -> None:
 def _of_recipe(recipe: Path, out: Path | None, data_root: Path | None, seed: int | None, quiet: bool) -> dict[str, Any]:
     from bitalloc.errors import ConfigError
     from bitalloc.pipeline.describe_report import describe_report
-    from bitalloc.pipeline.recipe import load_recipe
-    from bitalloc.pipeline.run import run_recipe
     from bitalloc.pipeline.run_folder import RunFolder
     from bitalloc.pipeline.workspace import Workspace
     from bitalloc.training import make_progress
 
     if out is None:
         raise ConfigError(f"{recipe} is a recipe: name its run folder with --out DIR.")
-    loaded = load_recipe(recipe, overrides(seed))
-    run_recipe(
-        loaded,
-        out,
-        data_root=data_root,
-        until="describe",
-        progress=make_progress(quiet),
-        say=say(quiet),
-        command=["bitalloc", *sys.argv[1:]],
-    )
+    loaded, _ = run_stages(recipe, out, data_root, seed, "describe", quiet)
     work = Workspace(loaded, RunFolder(out, loaded), data_root, make_progress(quiet))
     description = work.description()
     return describe_report(description, work.space(description))

@@ -1,12 +1,11 @@
 """The commands ``run`` and one for every stage but ``describe``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bitalloc.cli.common import AsJson, DataRoot, Debug, Out, Quiet, RecipePath, Seed, errors, overrides, say, show
+from bitalloc.cli.common import AsJson, DataRoot, Debug, Out, Quiet, RecipePath, Seed, errors, overrides, run_stages, show
 
 _STAGES = {
     "measure": ("Get the float model and measure the importance of every layer at every width.", "importance.json"),
@@ -61,23 +60,10 @@ def _run(
     recipe: Path, out: Path, data_root: Path | None, seed: int | None, until: str | None, quiet: bool, as_json: bool, debug: bool
 ) -> None:
     with errors(debug):
-        # Imported here, because PyTorch takes seconds and --help should not.
-        from bitalloc.pipeline.recipe import load_recipe
-        from bitalloc.pipeline.run import run_recipe
-        from bitalloc.pipeline.tables import summary_table
-        from bitalloc.training import make_progress
-
-        loaded = load_recipe(recipe, overrides(seed))
-        summary = run_recipe(
-            loaded,
-            out,
-            data_root=data_root,
-            until=until,
-            progress=make_progress(quiet),
-            say=say(quiet),
-            command=["bitalloc", *sys.argv[1:]],
-        )
+        loaded, summary = run_stages(recipe, out, data_root, seed, until, quiet)
         if summary is not None:
+            from bitalloc.pipeline.tables import summary_table
+
             show(summary, as_json, summary_table)
         elif until is not None:
             _print_stage(loaded, out, until, as_json)

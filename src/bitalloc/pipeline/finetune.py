@@ -12,6 +12,7 @@ from bitalloc.policy import Policy
 from bitalloc.quantizers import is_step_size
 from bitalloc.training import (
     CheckpointConfig,
+    Engine,
     FitResult,
     LossFunction,
     Progress,
@@ -82,6 +83,7 @@ def finetune(
     eval_fn: Callable[[nn.Module], float] | None = None,
     start_from: nn.Module | None = None,
     settings: FinetuneSettings | None = None,
+    engine: Engine | None = None,
     checkpoint: CheckpointConfig | None = None,
     progress: Progress | None = None,
     name: str = "fine-tuning",
@@ -99,6 +101,7 @@ def finetune(
         eval_fn: ``eval_fn(model) -> float`` rates the result. Give it held-out training data, not the test data.
         start_from: the jointly trained model of a measurement; its weights and step sizes are taken instead of ``model``'s.
         settings: see :class:`FinetuneSettings`.
+        engine: see :class:`~bitalloc.training.Engine`; float32 by default.
         checkpoint: where and how often to save, for a resumable run.
         progress: where to show progress; nowhere by default.
         name: of the work in the progress.
@@ -112,7 +115,7 @@ def finetune(
     calibrate(quantized, islice(calibration, settings.calibration_batches))
     if start_from is not None:
         inherit(quantized, start_from)
-    result = _train(quantized, loader, loss_fn, steps, settings, checkpoint, progress, name)
+    result = _train(quantized, loader, loss_fn, steps, settings, engine or Engine(), checkpoint, progress, name)
     if settings.batchnorm_images:
         reestimate_batchnorm(quantized, calibration, settings.batchnorm_images, progress)
     return Finetuned(quantized, result.losses, result.seconds, None if eval_fn is None else float(eval_fn(quantized)))
@@ -124,6 +127,7 @@ def _train(
     loss_fn: LossFunction,
     steps: int,
     settings: FinetuneSettings,
+    engine: Engine,
     checkpoint: CheckpointConfig | None,
     progress: Progress,
     name: str,
@@ -139,6 +143,7 @@ def _train(
         optimizer=sgd_with_scales(quantized, rate, settings.step_size_rate, is_step_size, settings.momentum, settings.weight_decay),
         schedule=WarmupCosine(rate, steps, min(settings.warmup_steps, steps)),
         total_steps=steps,
+        engine=engine,
         checkpoint=checkpoint,
         progress=progress,
         name=name,

@@ -3,19 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from bitalloc.pipeline.tables import amount
+from bitalloc.pipeline.tables import amount, plain_table
 
 Json = Mapping[str, Any]
 
 
 def frontier_table(report: Json) -> RenderableType:
     """``frontier.json``: a line a point, with the layers that change from the line above."""
-    table = _table([report["unit"], report["score"], "gap", "changes"])
+    table = plain_table([report["unit"], report["score"], "gap", "changes"], left=("changes",))
     before: Json = {}
     for point in report["points"]:
         changed = [f"{name} {before[name]} > {bits}" for name, bits in point["policy"].items() if before and before[name] != bits]
@@ -30,14 +28,7 @@ def frontier_table(report: Json) -> RenderableType:
 def surface_table(report: Json) -> RenderableType:
     """``surface.json``: the score under every pair of limits, a line for every limit of the first budget."""
     limits = [f"{limit:,.5g}" for limit in report["second_limits"]]
-    table = _table([f"{report['first']} \\ {report['second']}", *limits])
+    table = plain_table([f"{report['first']} \\ {report['second']}", *limits], left=())
     for limit, row in zip(report["first_limits"], report["cells"], strict=True):
         table.add_row(f"{limit:,.5g}", *("-" if cell is None else f"{cell['objective']:.4g}" for cell in row))
     return Group(Text(f"{report['score']} under both limits; - where no policy is inside", overflow="fold"), table)
-
-
-def _table(columns: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(Text(column), justify="left" if column == "changes" else "right", overflow="fold")
-    return table

@@ -226,6 +226,14 @@ class FinetuneSection(_Section):
         return self
 
 
+class EngineSection(_Section):
+    """How all trainings of the run compute, see :class:`bitalloc.training.Engine`."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+
 class Recipe(_Section):
     """Everything that decides a run's result.
 
@@ -260,6 +268,7 @@ class Recipe(_Section):
     measure: MeasureSection = Field(default_factory=MeasureSection)
     levels: tuple[LevelSection, ...] = Field(min_length=1)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
+    engine: EngineSection = Field(default_factory=EngineSection)
 
 
 def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -295,5 +304,5 @@ def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recip
 
 def _keys() -> list[str]:
     """Every key of a recipe, of whatever section."""
-    sections = (Recipe, FloatSection, SpaceSection, QuantizerSection, MeasureSection, LevelSection, FinetuneSection)
+    sections = (Recipe, FloatSection, SpaceSection, QuantizerSection, MeasureSection, LevelSection, FinetuneSection, EngineSection)
     return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})

@@ -93,6 +93,7 @@ def _data(work: Workspace) -> dict[str, Any]:
         "data_options": recipe.data_options,
         "data_source": source_digest(recipe.data, "data"),
         "batch_size": recipe.batch_size,
+        "engine": recipe.engine.model_dump(),
     }
     return {**_model(work), **named, "fingerprint": work.data_fingerprint}
 

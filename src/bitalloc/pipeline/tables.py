@@ -16,7 +16,7 @@ _KINDS = ("mixed", "uniform", "reversed")
 def summary_table(summary: Json) -> RenderableType:
     """``summary.json``: one column for each level."""
     title = f"{summary['name']}: float model {percent(summary['float_top1'])} top-1 on the test images"
-    table = _table([""])
+    table = plain_table([""])
     levels = summary["levels"]
     for level in levels:
         table.add_column(Text(level["name"]), justify="right", overflow="fold")
@@ -44,7 +44,7 @@ def layers_table(report: Json) -> RenderableType:
     extra = [key for key in ("groups", "calls") if any(layer[key] != 1 for layer in layers)]
     tie_names, tie_lines = _ties(layers)
     columns = ["layer", "kind", "weight shape", "MACs", "weights", "BitOps", "bytes", *extra, *(["tie"] if tie_names else [])]
-    table = _table(columns, left=("layer", "kind", "tie"))
+    table = plain_table(columns, left=("layer", "kind", "tie"))
     table.padding = (0, 0, 0, 0)  # so that the names of ResNet-50 stay whole in 80 columns
     for layer in layers:
         shares = (f"{100 * layer[key]:.1f}%" for key in ("bitops_share", "weight_bytes_share"))
@@ -63,7 +63,7 @@ def layers_table(report: Json) -> RenderableType:
 
 def uniform_table(report: Json) -> RenderableType:
     """The report of ``describe``: what uniform widths would cost."""
-    table = _table(["uniform", "BitOps", "weight bytes", "compression"], left=("uniform",))
+    table = plain_table(["uniform", "BitOps", "weight bytes", "compression"], left=("uniform",))
     for row in report["uniform"]:
         table.add_row(row["bits"], amount(row["bitops"]), amount(row["weight_bytes"]), f"{row['compression']:.2f}x")
     return Group(table, *_texts([report["bitops_convention"]]))
@@ -98,7 +98,7 @@ def _meetings(report: Json) -> str:
 
 def policy_table(reports: Json) -> RenderableType:
     """``search.json`` of every level, by name: the chosen widths, one column for each level."""
-    table = _table(["layer"], left=("layer",))
+    table = plain_table(["layer"], left=("layer",))
     for name in reports:
         table.add_column(Text(name), justify="right", overflow="fold")
     layers = dict.fromkeys(layer for report in reports.values() for layer in report.get("policy", {}))
@@ -117,7 +117,7 @@ def policy_table(reports: Json) -> RenderableType:
 
 def accuracy_table(report: Json) -> RenderableType:
     """``evaluation.json``: top-1 of every model."""
-    table = _table(["level", *_KINDS])
+    table = plain_table(["level", *_KINDS])
     for name, level in report["levels"].items():
         table.add_row(Text(name), *(percent(level[f"{kind}_top1"]) for kind in _KINDS))
     return Group(f"Top-1 on the test images; float model {percent(report['float_top1'])}", table)
@@ -138,11 +138,12 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def _table(columns: Sequence[str], left: Sequence[str] = ("", "level")) -> Table:
+def plain_table(columns: Sequence[str], left: Sequence[str] = ("", "level")) -> Table:
+    """An empty table with these columns, those in ``left`` aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         # Long words go on in the next line: a name that is cut is no name.
-        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if column in left else "right", overflow="fold")
     return table
 
 

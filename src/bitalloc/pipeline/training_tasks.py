@@ -54,6 +54,7 @@ def train_float(work: Workspace, inputs: str) -> None:
             optimizer=sgd(model, section.learning_rate, weight_decay=section.weight_decay),
             schedule=WarmupCosine(section.learning_rate, steps, work.steps(section.warmup_epochs)),
             total_steps=steps,
+            engine=work.engine(),
             checkpoint=CheckpointConfig(work.folder.checkpoint("float", inputs), inputs),
             progress=work.progress,
             name="float training",
@@ -90,6 +91,7 @@ def measure(work: Workspace, inputs: str) -> None:
         steps=work.steps(section.epochs, loader),
         calibration=work.calibration(),
         settings=settings,
+        engine=work.engine(),
         checkpoint=CheckpointConfig(work.folder.checkpoint("measure", inputs), inputs),
         progress=work.progress,
     )
@@ -134,6 +136,7 @@ def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str)
         eval_fn=lambda trained: evaluate(trained, work.splits.valid, work.progress, f"validate {level.name} {kind}").accuracy,
         start_from=_joint(work, model) if work.recipe.finetune.start == "joint" else None,
         settings=_finetune_settings(work),
+        engine=work.engine(),
         checkpoint=CheckpointConfig(work.folder.checkpoint(task, inputs), inputs),
         progress=work.progress,
         name=f"fine-tuning {level.name} {kind}",

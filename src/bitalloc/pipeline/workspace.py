@@ -24,7 +24,7 @@ from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.placement import to_device
 from bitalloc.policy import Bits
 from bitalloc.space import Candidates, SearchSpace, Table
-from bitalloc.training import Progress, device
+from bitalloc.training import Engine, Progress, device
 from bitalloc.wrap import QuantizerSettings
 
 _PARTS = ("train", "calibration", "valid", "test")
@@ -193,6 +193,10 @@ class Workspace:
     def quantizers(self) -> QuantizerSettings:
         """How layers are quantized."""
         return QuantizerSettings(**self.recipe.quantizers.model_dump())
+
+    def engine(self) -> Engine:
+        """How trainings compute."""
+        return Engine(**self.recipe.engine.model_dump())
 
     def steps(self, epochs: float, loader: Any = None) -> int:
         """Optimiser steps in so many epochs of ``loader``, by default of all training data; at least 1 if there is any epoch."""

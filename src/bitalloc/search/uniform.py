@@ -1,6 +1,7 @@
 """The same widths everywhere: what a searched policy has to beat first."""
 
 import time
+from collections.abc import Iterable, Mapping
 from itertools import product
 
 from bitalloc.errors import InfeasibleError
@@ -33,13 +34,13 @@ def uniform(problem: Problem, bits: Bits | None = None) -> Solution:
     """
     start = time.perf_counter()
     links = Links(problem.space)
-    weight, act = (_common([links.widths(knob) for knob in knobs]) for knobs in (links.weight_knobs, links.act_knobs))
-    wanted = None if bits is None else _everywhere(links, bits)
-    if wanted is None or not problem.fits(wanted):
-        pairs = sorted((Bits(*pair) for pair in product(weight, act)), key=_size, reverse=True)
-        wanted = next((policy for policy in (_everywhere(links, pair) for pair in pairs) if problem.fits(policy)), None)
-    if wanted is None:
-        wanted = _raised(problem, links)
+    widths = {knob: links.widths(knob) for knob in range(len(links.knobs))}
+    rows = [[widths[knob] for knob in knobs] for knobs in (links.weight_knobs, links.act_knobs)]
+    common = _pairs(*(_common(side) for side in rows))
+    every = _pairs(*({width for row in side for width in row} for side in rows))
+    asked = [bits] if bits is not None and _known(bits, rows) else []
+    policies = (_everywhere(links, widths, pair) for pair in (*asked, *common, *every))
+    wanted = next((policy for policy in policies if problem.fits(policy)), None)
     if wanted is None:
         limits = ", ".join(dict.fromkeys(f"{budget.name} {amount(budget.limit, budget.unit)}" for budget in problem.budgets)) or "none"
         raise InfeasibleError(
@@ -50,33 +51,28 @@ def uniform(problem: Problem, bits: Bits | None = None) -> Solution:
     return judged(problem, wanted, loose_bound(problem), time.perf_counter() - start)
 
 
+def _pairs(weights: Iterable[int], acts: Iterable[int]) -> list[Bits]:
+    """Every combination, the largest first."""
+    return sorted((Bits(weight, act) for weight, act in product(weights, acts)), key=_size, reverse=True)
+
+
 def _common(rows: list[list[int]]) -> list[int]:
     """The widths that all free knobs have; where none is free, any width stands for the one policy that there is."""
     free = [row for row in rows if len(row) > 1]
     return [width for width in free[0] if all(width in row for row in free)] if free else [FLOAT]
 
 
-def _raised(problem: Problem, links: Links) -> dict[str, Bits] | None:
-    """The largest policy inside the budgets in which each knob has the pair's width, or the next one above that it can have."""
-    weights, acts = (
-        sorted({width for knob in knobs for width in links.widths(knob)}, reverse=True) for knobs in (links.weight_knobs, links.act_knobs)
-    )
-    for pair in sorted((Bits(*pair) for pair in product(weights, acts)), key=_size, reverse=True):
-        sides = dict.fromkeys(links.weight_knobs, pair.weight) | dict.fromkeys(links.act_knobs, pair.act)
-        chosen = {
-            knob: min((width for width in links.widths(knob) if width >= asked), default=max(links.widths(knob)))
-            for knob, asked in sides.items()
-        }
-        policy = {name: Bits(chosen[weight], chosen[act]) for name, (weight, act) in ((n, links.knobs_of(n)) for n in links.pairs)}
-        if problem.fits(policy):
-            return policy
-    return None
+def _known(bits: Bits, rows: list[list[list[int]]]) -> bool:
+    """Whether every knob that has a choice has the width."""
+    return all(width in row for width, side in zip((bits.weight, bits.act), rows, strict=True) for row in side if len(row) > 1)
 
 
-def _everywhere(links: Links, pair: Bits) -> dict[str, Bits]:
-    fixed = {knob: row[0] for knob in range(len(links.knobs)) if len(row := links.widths(knob)) == 1}
+def _everywhere(links: Links, widths: Mapping[int, list[int]], pair: Bits) -> dict[str, Bits]:
+    """Every knob at the pair's width, or where it does not have that at the next one above; at its widest where there is none."""
+    sides = dict.fromkeys(links.weight_knobs, pair.weight) | dict.fromkeys(links.act_knobs, pair.act)
+    chosen = {knob: min((width for width in widths[knob] if width >= asked), default=max(widths[knob])) for knob, asked in sides.items()}
     knobs = {name: links.knobs_of(name) for name in links.pairs}
-    return {name: Bits(fixed.get(weight, pair.weight), fixed.get(act, pair.act)) for name, (weight, act) in knobs.items()}
+    return {name: Bits(chosen[weight], chosen[act]) for name, (weight, act) in knobs.items()}
 
 
 def _size(pair: Bits) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from bitalloc.sensitivity.indicators import Indicators
 from bitalloc.space import Candidates, SearchSpace
 from bitalloc.training import (
     CheckpointConfig,
+    Engine,
     FitResult,
     Progress,
     Silent,
@@ -174,6 +175,7 @@ def learned_scale_importance(
     calibration: Iterable[Any],
     forward: Forward = run_on_inputs,
     settings: JointSettings | None = None,
+    engine: Engine | None = None,
     checkpoint: CheckpointConfig | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
@@ -190,6 +192,7 @@ def learned_scale_importance(
         calibration: a few batches for the activation quantizers.
         forward: ``forward(model, batch)`` gives the logits, classes in dimension 1; used for calibration and for self-distillation.
         settings: see :class:`JointSettings`.
+        engine: see :class:`~bitalloc.training.Engine`; float32 by default. It is never compiled, because the widths change at every pass.
         checkpoint: where and how often to save, for a resumable run.
         progress: where to show progress; nowhere by default.
 
@@ -205,7 +208,7 @@ def learned_scale_importance(
     calibrate(joint, calibration, forward)
     if settings.freeze_weights:
         _freeze_weights(joint)
-    result = _train(joint, space, loader, loss_fn, steps, forward, settings, checkpoint, progress or Silent())
+    result = _train(joint, space, loader, loss_fn, steps, forward, settings, engine or Engine(), checkpoint, progress or Silent())
     provenance = {"method": "limpq", "steps": steps, **asdict(settings)}
     return Measurement(read_indicators(joint, space, provenance), joint, tuple(result.losses), result.seconds)
 
@@ -233,6 +236,7 @@ def _train(
     steps: int,
     forward: Forward,
     settings: JointSettings,
+    engine: Engine,
     checkpoint: CheckpointConfig | None,
     progress: Progress,
 ) -> FitResult:
@@ -249,6 +253,7 @@ def _train(
         schedule=WarmupCosine(settings.learning_rate, steps, final=settings.final_learning_rate),
         total_steps=steps,
         clip_value=settings.clip_value,
+        engine=replace(engine, compile=False),
         checkpoint=checkpoint,
         progress=progress,
         name="joint training",

@@ -4,6 +4,7 @@ from bitalloc.training.batchnorm import reestimate_batchnorm
 from bitalloc.training.checkpoint import Checkpoint, CheckpointConfig, CheckpointStore
 from bitalloc.training.device import backward, device
 from bitalloc.training.distil import distillation_loss
+from bitalloc.training.engine import Engine
 from bitalloc.training.evaluate import Top1, cross_entropy_loss, evaluate, predict
 from bitalloc.training.fit import FitResult, fit
 from bitalloc.training.modes import evaluating, training_modes
@@ -15,7 +16,7 @@ from bitalloc.training.steps import LossFunction, Stateful, TrainStep, loss_step
 from bitalloc.training.stream import BatchStream, RandomAccess
 
 __all__ = [
-    "fit", "FitResult", "TrainStep", "Stateful", "LossFunction", "loss_step", "backward",
+    "fit", "FitResult", "Engine", "TrainStep", "Stateful", "LossFunction", "loss_step", "backward",
     "Schedule", "Constant", "WarmupCosine", "sgd", "SGDWithScales", "sgd_with_scales", "below_two_dimensions", "drop_unused_gradients",
     "cross_entropy_loss", "distillation_loss", "evaluate", "predict", "Top1", "reestimate_batchnorm",
     "Checkpoint", "CheckpointConfig", "CheckpointStore", "BatchStream", "RandomAccess",

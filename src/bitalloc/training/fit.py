@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from bitalloc.errors import TrainingError
 from bitalloc.training.checkpoint import CheckpointConfig
 from bitalloc.training.device import device, require_single_process
+from bitalloc.training.engine import ENGINE, Engine
 from bitalloc.training.interrupt import DeferredInterrupt
 from bitalloc.training.modes import training_modes
 from bitalloc.training.progress import SILENT, Progress
@@ -39,6 +40,7 @@ def fit(
     schedule: Schedule | None = None,
     clip_value: float | None = None,
     clip_norm: float | None = None,
+    engine: Engine = ENGINE,
     checkpoint: CheckpointConfig | None = None,
     progress: Progress = SILENT,
     name: str = "train",
@@ -59,6 +61,7 @@ def fit(
         schedule: learning rates. Default None keeps the optimiser's own.
         clip_value: every gradient element is clipped to [-clip_value, clip_value]. Default None, no clipping.
         clip_norm: the gradients are scaled down together to this 2-norm. Default None, no clipping.
+        engine: precision, memory layout and compilation, see :class:`Engine`. Default: float32, nothing changed.
         checkpoint: where to save; also at the end and on Ctrl-C. Default None saves nothing.
         progress: what shows the progress. Default: nothing.
         name: the name of the work in the progress.
@@ -73,9 +76,9 @@ def fit(
             raise TrainingError(f"{label} is {value}, expected a positive number.")
     require_single_process()
     model.to(device())
-    run = Run(model, BatchStream(loader), step, optimizer, schedule or Constant(), total_steps, clip_value, clip_norm)
+    run = Run(model, BatchStream(loader), step, optimizer, schedule or Constant(), total_steps, clip_value, clip_norm, engine)
     saver = Saver(run, checkpoint)
-    with training_modes(model):
+    with training_modes(model), engine.prepared(model):
         saver.resume()
         model.train()
         with progress.task(name, total_steps, completed=run.done), DeferredInterrupt() as interrupt:

@@ -12,6 +12,7 @@ from bitalloc.placement import to_device
 from bitalloc.training.batches import image_count
 from bitalloc.training.checkpoint import Checkpoint, CheckpointConfig, CheckpointStore
 from bitalloc.training.device import device
+from bitalloc.training.engine import Engine
 from bitalloc.training.guards import check_gradients_exist, check_loss, check_weights
 from bitalloc.training.schedule import Schedule
 from bitalloc.training.steps import Stateful, TrainStep
@@ -30,6 +31,7 @@ class Run:
     total: int
     clip_value: float | None
     clip_norm: float | None
+    engine: Engine
     losses: list[float] = field(default_factory=list)
     images: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -46,9 +48,10 @@ class Run:
     def advance(self) -> None:
         """One optimiser step."""
         number = self.done + 1
-        batch = to_device(self.stream.next(), device())
+        batch = to_device(self.stream.next(), device(), self.engine.images)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = float(self.step(self.model, batch))
+        with self.engine.arithmetic():
+            loss = float(self.step(self.model, batch))
         check_loss(loss, self.model, step=number)
         check_gradients_exist(self.model, step=number)
         if self.clip_value is not None:
