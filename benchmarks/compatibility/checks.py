@@ -109,7 +109,7 @@ def policy_solves(s: Subject) -> None:
     if any(use.used > use.limit for use in solution.budgets):
         raise Failed(f"the budget is exceeded: {solution.budgets}")
     left_out = [entry.name for entry in s.described.not_counted]
-    policy = solution.policy(layers, {"not_counted": left_out}, shared_inputs=space.shared_inputs)
+    policy = solution.policy(layers, {"not_counted": left_out})
     wrong = [name for name, bits in active_bits(s.quantized(policy)).items() if policy.bits.get(name) != bits]
     if wrong:
         raise Failed(f"the quantized model has other widths than the policy: {_some(wrong)}")

@@ -30,6 +30,9 @@ class Bits:
             if isinstance(width, bool) or not isinstance(width, int) or width not in WIDTHS:
                 raise PolicyError(f"{side} width {width!r} is not supported: expected one of {', '.join(map(str, WIDTHS))}.")
 
+    def __hash__(self) -> int:
+        return self.weight << 8 | self.act  # searches look up pairs by the thousand, and the generated one makes a tuple at each
+
     def __str__(self) -> str:
         return f"w{self.weight}a{self.act}"
 

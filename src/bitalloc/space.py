@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -51,8 +52,7 @@ class Candidates:
     @property
     def pairs(self) -> tuple[Bits, ...]:
         """Every allowed combination of a weight width with an activation width."""
-        every = (Bits(weight, act) for weight, act in product(self.weight, self.act))
-        return tuple(pair for pair in every if self.allowed is None or pair in self.allowed)
+        return _pairs(self.weight, self.act, self.allowed)
 
     def only(self, weight: Iterable[int] | None = None, act: Iterable[int] | None = None) -> "Candidates":
         """The candidates with these widths; ``None`` keeps a side. Raises SpaceError if none is left."""
@@ -211,6 +211,13 @@ class Table:
     def load(path: AnyPath) -> "Table":
         """Reads what :meth:`save` wrote. Raises FileError for anything else."""
         return Table.from_json(read_json(path, schema=TABLE_SCHEMA, version=VERSION), origin=str(path))
+
+
+@lru_cache(maxsize=1024)
+def _pairs(weight: tuple[int, ...], act: tuple[int, ...], allowed: frozenset[Bits] | None) -> tuple[Bits, ...]:
+    """The same objects for the same widths, so that tables over one space are compared by identity, which is quick."""
+    every = (Bits(*widths) for widths in product(weight, act))
+    return tuple(pair for pair in every if allowed is None or pair in allowed)
 
 
 def check_tie(candidates: Mapping[str, Candidates], side: str, group: Sequence[str]) -> None:

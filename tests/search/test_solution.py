@@ -8,7 +8,7 @@ from bitalloc.budget import Budget
 from bitalloc.errors import PolicyError
 from bitalloc.layers import LayerInfo
 from bitalloc.policy import Bits, Policy
-from bitalloc.search import Problem, solve
+from bitalloc.search import Frontier, Problem, frontier, solve
 from bitalloc.search.solution import judged
 from bitalloc.space import Candidates, SearchSpace, Table
 
@@ -50,3 +50,13 @@ def test_scores_that_cancel_do_not_make_the_gap_endless() -> None:
 def test_another_models_layers_are_refused(layers: list[LayerInfo], named: str) -> None:
     with pytest.raises(PolicyError, match=f": {named}"):
         SOLUTION.policy(layers, {})
+
+
+def test_layers_that_read_one_tensor_share_its_quantizer_in_the_policy_too() -> None:
+    space = SearchSpace(dict.fromkeys("ab", Candidates((8, 4), (8,))), shared_inputs=(("a", "b"),))
+    problem = Problem(space, SCORE, (Budget("size", 9.0, COST),))
+    assert solve(problem).policy(LAYERS, {}).shared_inputs == (("a", "b"),)
+    found = frontier(problem, "size")
+    again = Frontier.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+    assert again.points[0].policy(LAYERS, {}).shared_inputs == (("a", "b"),)

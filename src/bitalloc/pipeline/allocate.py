@@ -165,7 +165,7 @@ def project(indicators: Indicators, projection: Projection) -> tuple[Indicators,
 
 
 def _policy(solution: Solution, description: Description, space: SearchSpace, costs: Costs, provenance: Mapping[str, Any]) -> Policy:
-    policy = solution.policy(description.layers, provenance, shared_inputs=space.shared_inputs)
+    policy = solution.policy(description.layers, provenance)
     found: dict[str, Any] = {"budgets": [asdict(use) for use in budget_uses(solution, costs)]}
     if description.meetings:
         found["requantizations"] = asdict(requantizations(description, policy.bits))

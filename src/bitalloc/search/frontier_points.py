@@ -31,6 +31,7 @@ class FrontierPoint:
         gap: (objective - bound) / abs(objective), 0 when optimal.
         bits: layer name to widths.
         budgets: what is used of every budget, the varied one at ``limit``.
+        shared_inputs: groups of layers that read one tensor through one quantizer.
     """
 
     limit: float
@@ -40,12 +41,13 @@ class FrontierPoint:
     gap: float
     bits: Mapping[str, Bits]
     budgets: tuple[BudgetUse, ...]
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
 
-    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any], shared_inputs: tuple[tuple[str, ...], ...] = ()) -> Policy:
+    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any]) -> Policy:
         """The widths as a policy of the model with these layers, see :meth:`bitalloc.search.Solution.policy`."""
         status: Status = "optimal" if self.gap == 0 else "feasible"
-        solution = Solution(self.bits, status, self.objective, self.bound, self.gap, self.budgets, 0.0)
-        return solution.policy(layers, provenance, shared_inputs)
+        solution = Solution(self.bits, status, self.objective, self.bound, self.gap, self.budgets, 0.0, self.shared_inputs)
+        return solution.policy(layers, provenance)
 
 
 @final
@@ -125,21 +127,25 @@ def under(solution: Solution, limits: Mapping[str, float]) -> Solution:
 def point_of(solution: Solution, name: str) -> FrontierPoint:
     """The solution as a point over the budget ``name``."""
     use = max((use for use in solution.budgets if use.name == name), key=lambda use: use.used)
-    return FrontierPoint(use.limit, use.used, solution.objective, solution.bound, solution.gap, solution.bits, solution.budgets)
+    numbers = (use.limit, use.used, solution.objective, solution.bound, solution.gap)
+    return FrontierPoint(*numbers, solution.bits, solution.budgets, solution.shared_inputs)
 
 
 def point_to_json(point: FrontierPoint) -> dict[str, Any]:
     """A JSON object."""
     numbers = {name: getattr(point, name) for name in _NUMBERS}
     policy = {name: str(bits) for name, bits in point.bits.items()}
-    return {**numbers, "budgets": [asdict(use) for use in point.budgets], "policy": policy}
+    shared = [list(group) for group in point.shared_inputs]
+    return {**numbers, "budgets": [asdict(use) for use in point.budgets], "policy": policy, "shared_inputs": shared}
 
 
 def point_from_json(value: Mapping[str, Any], origin: str) -> FrontierPoint:
     """The inverse of :func:`point_to_json`. Raises FileError or KeyError, TypeError, AttributeError for a malformed object."""
     numbers = {name: finite(value[name], origin=f"{origin}: {name}") for name in _NUMBERS}
     bits = {str(name): Bits.parse(text) for name, text in value["policy"].items()}
-    return FrontierPoint(**numbers, bits=bits, budgets=tuple(BudgetUse(**use) for use in value["budgets"]))
+    budgets = tuple(BudgetUse(**use) for use in value["budgets"])
+    shared = tuple(tuple(group) for group in value["shared_inputs"])
+    return FrontierPoint(**numbers, bits=bits, budgets=budgets, shared_inputs=shared)
 
 
 def csv_of(points: Sequence[FrontierPoint | None], keys: Sequence[Mapping[str, str]] | None = None) -> str:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Final, final
+from operator import is_
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from bitalloc.policy import Bits
 from bitalloc.search.ties import Block, blocks_of
 from bitalloc.space import SearchSpace, Table
-
-_WIDTHS: Final = attrgetter("weight", "act")
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -166,13 +164,9 @@ def undominated(layout: Layout) -> Mask:
 def _column(space: SearchSpace, pairs: Sequence[tuple[Bits, ...]], table: Table) -> Floats:
     """The table's values in the order of the space; whole rows at once where they have that order, since looking up a pair is slow."""
     values: list[float] = []
-    orders: dict[int, list[tuple[int, int]]] = {}  # by identity: layers with the same candidates share their tuple of pairs
     for name, options in zip(space.candidates, pairs, strict=True):
         row = table.values[name]
-        order = orders.setdefault(id(options), [])
-        if not order:
-            order += map(_WIDTHS, options)
-        if list(map(_WIDTHS, row)) == order:
+        if len(row) == len(options) and all(map(is_, row, options)):  # made from the same candidates, the usual case
             values += row.values()
         else:
             values += [row[bits] for bits in options]

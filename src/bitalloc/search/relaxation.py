@@ -60,14 +60,14 @@ class Relaxation:
 
     def __post_init__(self) -> None:
         self.prices = np.zeros(len(self.limits))
-        use = self.at(self.prices).use
-        active = np.flatnonzero(use > self.limits)
-        while len(active) and self.feasible and not self.late():
-            use = self._one(int(active[0])) if len(active) == 1 else _Master(self, active).solve()
-            more = np.setdiff1d(np.flatnonzero(use > self.limits * (1 + 1e-9)), active)
-            if not len(more):
+        active = self.at(self.prices).use > self.limits
+        while active.any() and self.feasible and not self.late():
+            entered = np.flatnonzero(active)
+            use = self._one(int(entered[0])) if len(entered) == 1 else _Master(self, entered).solve()
+            more = (use > self.limits * (1 + 1e-9)) & ~active
+            if not more.any():
                 break
-            active = np.union1d(active, more)
+            active |= more
 
     def late(self) -> bool:
         """Whether the deadline has passed."""

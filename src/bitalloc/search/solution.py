@@ -56,6 +56,7 @@ class Solution:
         budgets: what is used of every budget, in the order of the problem; of several with one name the one of which most is used,
             at the sum of their prices.
         seconds: wall-clock time of the search.
+        shared_inputs: groups of layers that read one tensor through one quantizer, from the space.
     """
 
     bits: Mapping[str, Bits]
@@ -65,12 +66,13 @@ class Solution:
     gap: float
     budgets: tuple[BudgetUse, ...]
     seconds: float
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
 
-    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any], shared_inputs: tuple[tuple[str, ...], ...] = ()) -> Policy:
+    def policy(self, layers: Sequence[LayerInfo], provenance: Mapping[str, Any]) -> Policy:
         """The widths as a policy of the model with these layers.
 
         Its provenance is ``provenance`` and ``status``, ``objective``, ``bound``, ``gap`` and ``budgets`` of this solution. The
-        seconds are left out, so that the same search writes the same file. ``shared_inputs`` are those of the space.
+        seconds are left out, so that the same search writes the same file.
 
         Raises:
             PolicyError: the solution is for other layers, or layers that share an input differ in width; the message names them.
@@ -83,7 +85,7 @@ class Solution:
             "gap": self.gap,
             "budgets": [asdict(use) for use in self.budgets],
         }
-        policy = Policy(self.bits, {name: shapes.get(name, ()) for name in self.bits}, {**provenance, **found}, shared_inputs)
+        policy = Policy(self.bits, {name: shapes.get(name, ()) for name in self.bits}, {**provenance, **found}, self.shared_inputs)
         policy.check(layers)
         return policy
 
@@ -115,12 +117,14 @@ def judged(
         gap=0.0 if optimal else gap,
         budgets=_uses(problem, ordered, prices),
         seconds=seconds,
+        shared_inputs=problem.space.shared_inputs,
     )
 
 
 def _largest(problem: Problem) -> float:
     """The largest score that a policy could add up to, by size; choices that the space leaves out are taken in, which is quicker."""
-    return math.fsum(max(map(abs, problem.score.values[name].values())) for name in problem.space.candidates)
+    rows = (problem.score.values[name].values() for name in problem.space.candidates)
+    return math.fsum(max(*row, -min(row)) for row in rows)
 
 
 def _uses(problem: Problem, bits: Mapping[str, Bits], prices: Sequence[float] | None) -> tuple[BudgetUse, ...]:
