@@ -10,12 +10,21 @@ from bitalloc.pipeline.tables import amount, plain_table
 
 Json = Mapping[str, Any]
 
+_ENDS = 20
+"""Policies that are shown from either end of a long frontier; the files have all."""
+
 
 def frontier_table(report: Json) -> RenderableType:
     """``frontier.json``: a line a point, with the layers that change from the line above."""
     table = plain_table([report["unit"], report["score"], "gap", "changes"], left=("changes",))
     before: Json = {}
-    for point in report["points"]:
+    skipped = range(_ENDS, len(report["points"]) - _ENDS)
+    for i, point in enumerate(report["points"]):
+        if i in skipped:
+            if i == _ENDS:
+                table.add_row("...", "", "", f"{len(skipped)} more in frontier.csv")
+            before = point["policy"]
+            continue
         changed = [f"{name} {before[name]} > {bits}" for name, bits in point["policy"].items() if before and before[name] != bits]
         few = ", ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "")
         table.add_row(f"{amount(point['cost'])}", f"{point['objective']:.6g}", f"{100 * point['gap']:.3g} %", Text(few, overflow="fold"))
