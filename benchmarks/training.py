@@ -1,98 +1,75 @@
-"""What fake quantization costs: forward and backward of one tensor, over ``relu`` and over plain tensor operations.
+"""What quantization-aware training costs, as ratios to something measured in the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py [--repeats 15] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/training.py [--repeats 15] [--steps 7] [--rounds 3] [--json FILE]
 
-The three sides in turn in the same run, medians, float32 on the CPU, one step a tensor, unsigned 4 bits, gradients of the tensor and
-of the step. Memory is the peak that a pass allocates beyond what was there before it, by PyTorch's profiler.
+Fake quantization over ``relu`` and over plain operations; a W4A4 fine-tuning step over a float step; a joint step over six float steps,
+and the published code's over ours; bfloat16 over float32, and two processes over one, in images a second. Medians, the sides in turn.
+With a CUDA device the figures of the device have the suffix ``_cuda``, and those of the processor come from a process of its own.
+Measure on an idle machine.
 """
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
+import fake_quantize_cost
+import published_step
+import step_cost
+import throughput
 import torch
-from torch import Tensor
 
-from bitalloc.quantizers import FakeQuantizeMode, fake_quantize, use_fake_quantize
-
-MEGABYTES = (8, 256)
+from bitalloc.training import device, keep_freed_memory
+from bitalloc.training.engine import emulates_bfloat16
 
 
-def relu_pass(x: Tensor, incoming: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        torch.relu(x).backward(incoming)
-        x.grad = None
-
-    return run
-
-
-def quantize_pass(x: Tensor, incoming: Tensor, mode: FakeQuantizeMode) -> Callable[[], None]:
-    step = torch.tensor([0.2], requires_grad=True)
-
-    def run() -> None:
-        with use_fake_quantize(mode):
-            fake_quantize(x, step, 0, 15, 1e-3).backward(incoming)
-        x.grad = step.grad = None
-
-    return run
+def figures(repeats: int, steps: int, rounds: int) -> dict[str, float]:
+    print(f"{device()}, {torch.get_num_threads()} threads", flush=True)
+    report = fake_quantize_cost.figures(repeats)
+    keep_freed_memory()  # as `bitalloc run` does; all sides have it
+    report |= step_cost.figures(steps)
+    joint = fake_quantize_cost.median_seconds(published_step.joint_steps(published_step.random_batch(128)), steps)
+    print("joint step: " + ", ".join(f"{name} {value:.3f} s" for name, value in joint.items()), flush=True)
+    report |= published_step.ratios(joint)
+    if device().type == "cpu":
+        report |= _processor_rates(rounds)
+    return report
 
 
-def sides(megabytes: int) -> dict[str, Callable[[], None]]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (megabytes * 2**18 // (64 * 32 * 32), 64, 32, 32)
-    x, incoming = torch.randn(shape, generator=generator).requires_grad_(), torch.randn(shape, generator=generator)
-    return {
-        "relu": relu_pass(x, incoming),
-        "fused": quantize_pass(x, incoming, "fused"),
-        "plain": quantize_pass(x, incoming, "reference"),
-    }
+def _processor_rates(rounds: int) -> dict[str, float]:
+    kept: dict[str, str | bool] = {"keep_freed_memory": True, "channels_last": True}
+    rates = throughput.in_turn("resnet18", {"float32": (kept, 1), "bfloat16": ({**kept, "precision": "bfloat16"}, 1)}, rounds)
+    told = ", which this processor emulates" if emulates_bfloat16(device()) else ""
+    print(f"resnet18: {rates['float32']:.1f} images/s, {rates['bfloat16']:.1f} in bfloat16{told}", flush=True)
+    processes = throughput.in_turn("resnet20", {"one": ({"keep_freed_memory": True}, 1), "two": ({"keep_freed_memory": True}, 2)}, rounds)
+    print(f"resnet20: {processes['one']:.1f} images/s in one process, {processes['two']:.1f} in two", flush=True)
+    return {"bf16_over_fp32_images": rates["bfloat16"] / rates["float32"], "two_process_speedup": processes["two"] / processes["one"]}
 
 
-def median_seconds(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()  # the kernel is compiled, the pools are filled
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_bytes(run: Callable[[], None]) -> int:
-    """The largest sum of allocations less releases from the start of a pass on."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
+def _on_the_processor() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "figures.json")
+        command = [sys.executable, __file__, *sys.argv[1:], "--json", str(path)]
+        subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""})
+        found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=15, help="passes over one tensor")
+    parser.add_argument("--steps", type=int, default=7, help="training steps of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    report: dict[str, float] = {}
-    print(f"CPU, {torch.get_num_threads()} threads, median of {arguments.repeats} passes")
-    for megabytes in MEGABYTES:
-        runs = sides(megabytes)
-        medians = median_seconds(runs, arguments.repeats)
-        print(f"{megabytes} MB: " + ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in medians.items()))
-        report[f"fakequant_over_relu_{megabytes}mb"] = medians["fused"] / medians["relu"]
-        # The key without a size is the largest tensor's, where the ratio is the smallest.
-        report["plain_over_fused_time"] = medians["plain"] / medians["fused"]
-        print(f"{megabytes} MB: plain over fused {report['plain_over_fused_time']:.2f}")
-    report["fused_over_plain_memory"] = peak_bytes(runs["fused"]) / peak_bytes(runs["plain"])
+    report = figures(arguments.repeats, arguments.steps, arguments.rounds)
+    if device().type == "cuda":
+        report = {**_on_the_processor(), **{f"{name}_cuda": value for name, value in report.items()}}
     for name, value in report.items():
-        print(f"{name:28} {value:8.3f}")
+        print(f"{name:32} {value:8.3f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

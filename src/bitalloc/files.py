@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from bitalloc.errors import FileError
 
 AnyPath = str | PathLike[str]
 """What a person may give as a path."""
+
+_DROPPING: ContextVar[bool] = ContextVar("dropping", default=False)
 
 
 @contextmanager
@@ -26,6 +29,10 @@ def replacing(path: AnyPath) -> Iterator[Path]:
         FileError: the folder cannot be written or the disk is full; ``path`` is as it was.
     """
     path = Path(path)
+    if _DROPPING.get():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -45,6 +52,16 @@ def replacing(path: AnyPath) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def dropping_writes() -> Iterator[None]:
+    """Within the block nothing is written to where it belongs: another process does the same work and writes it."""
+    token = _DROPPING.set(True)
+    try:
+        yield
+    finally:
+        _DROPPING.reset(token)
 
 
 def write_text(path: AnyPath, text: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitalloc.errors import FileError
-from bitalloc.files import finite, parse_json, read_json, replacing, write_json, write_text
+from bitalloc.files import dropping_writes, finite, parse_json, read_json, replacing, write_json, write_text
 
 
 def full_disk(*_: object, **__: object) -> NoReturn:
@@ -163,3 +163,14 @@ def test_finite_gives_a_float() -> None:
 def test_paths_may_be_text(tmp_path: Path) -> None:
     write_json(f"{tmp_path}/deep/value.json", {"schema": "x", "version": 1, "here": 2})
     assert read_json(f"{tmp_path}/deep/value.json", schema="x", version=1)["here"] == 2
+
+
+def test_dropped_writes_leave_everything_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with dropping_writes():
+        write_text(path, "new")
+        write_json(tmp_path / "folder" / "other", {"a": 1})
+    assert untouched(path)
+    write_text(path, "new")
+    assert path.read_text() == "new"

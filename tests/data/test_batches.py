@@ -102,6 +102,27 @@ def test_without_flips_nothing_is_mirrored() -> None:
         assert any(torch.equal(image, padded[number, :, top : top + 5, left : left + 4]) for top in range(3) for left in range(3))
 
 
+@given(st.integers(1, 12), st.integers(1, 4))
+def test_the_shares_of_all_ranks_are_the_batch_of_one_process(batch_size: int, ranks: int) -> None:
+    whole = make(batch_size=batch_size, shuffle=True, crop_padding=1, flip=True)
+    smallest = COUNT % batch_size or min(batch_size, COUNT)
+    if smallest < ranks:
+        with pytest.raises(ConfigError, match=rf"11 images has {smallest} of them, fewer than the {ranks} processes"):
+            whole.share(0, ranks)
+        return
+    parts = [whole.share(rank, ranks) for rank in range(ranks)]
+    assert sum(part.image_count for part in parts) == COUNT
+    for epoch in (0, 1):
+        for batches in (whole, *parts):
+            batches.set_epoch(epoch)
+        for index, (images, labels) in enumerate(whole):
+            shares = [part.batch(index) for part in parts]
+            assert torch.equal(torch.cat([x for x, _ in shares]), images)
+            assert torch.equal(torch.cat([y for _, y in shares]), labels)
+            assert max(len(y) for _, y in shares) - min(len(y) for _, y in shares) <= 1
+    assert {len(part) for part in parts} == {len(whole)}
+
+
 def test_fingerprint_is_of_the_content() -> None:
     one = make().fingerprint()
     assert one == make(seed=9, shuffle=True).fingerprint()

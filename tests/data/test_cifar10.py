@@ -13,6 +13,9 @@ parquet = pytest.importorskip("pyarrow.parquet")
 Image = pytest.importorskip("PIL.Image")
 
 
+CLASSES = [number % 10 for number in range(20)]
+
+
 def encoded(number: int, size: tuple[int, int] = (32, 32)) -> bytes:
     """A PNG (no loss) of one colour that tells the number of the image."""
     stream = io.BytesIO()
@@ -84,16 +87,21 @@ def test_a_truncated_file(root: Path) -> None:
     ("images", "labels", "column", "message"),
     [
         ([encoded(0)], [0], "image", r"no column img; it has image, label"),
-        ([encoded(0), encoded(1)[:60]], [0, 1], "img", r"row 1: the image cannot be decoded"),
-        ([encoded(0), b"text"], [0, 1], "img", r"row 1: the image cannot be decoded"),
-        ([encoded(0, (31, 32))], [0], "img", r"31 x 32 pixels, expected 32 x 32"),
-        ([encoded(0), encoded(1)], [0, 10], "img", r"row 1: label 10"),
-        ([encoded(0), encoded(1)], [0, None], "img", r"row 1: label None"),
+        ([encoded(0), encoded(1)[:60]], CLASSES, "img", r"train\.parquet, row 1 cannot be read as an image"),
+        ([encoded(0), b"text"], CLASSES, "img", r"train\.parquet, row 1 cannot be read as an image"),
+        ([encoded(0), None], CLASSES, "img", r"train\.parquet, row 1: column img holds no encoded image"),
+        ([encoded(0, (31, 32))], CLASSES, "img", r"train\.parquet, row 0: the image has 31 x 32 pixels, expected 32 x 32"),
+        ([], [*CLASSES, 10], "img", r"train\.parquet, row 20: label 10, expected a whole number from 0 to 9"),
+        ([], [*CLASSES, -1], "img", r"train\.parquet, row 20: label -1"),
+        ([], [*CLASSES, None], "img", r"train\.parquet, row 20: label None"),
+        ([], [label for label in CLASSES if label != 7], "img", r"train\.parquet has no image of class 7, expected .* 0 to 9"),
+        ([], range(10), "img", r"valid_fraction = 0\.1 of 10 images leaves none of class \d to train"),
     ],
 )
-def test_bad_content_is_named(root: Path, images: list[bytes], labels: list[Any], column: str, message: str) -> None:
-    write(root / "cifar10" / "train.parquet", images, labels, column)
-    with pytest.raises(FileError, match=message):
+def test_bad_content_is_named(root: Path, images: list[Any], labels: list[Any], column: str, message: str) -> None:
+    images = [*images, *(encoded(number) for number in range(len(images), len(labels)))]
+    write(root / "cifar10" / "train.parquet", images, list(labels), column)
+    with pytest.raises((FileError, ConfigError), match=message):
         cifar10(batch_size=8, seed=0, root=root)
 
 
@@ -105,6 +113,6 @@ def test_no_images(root: Path) -> None:
 
 
 def test_a_column_of_another_type(root: Path) -> None:
-    parquet.write_table(pyarrow.table({"img": ["text"], "label": [0]}), root / "cifar10" / "train.parquet")
+    parquet.write_table(pyarrow.table({"img": ["text"] * 20, "label": CLASSES}), root / "cifar10" / "train.parquet")
     with pytest.raises(FileError, match="row 0: column img holds no encoded image"):
         cifar10(batch_size=8, seed=0, root=root)

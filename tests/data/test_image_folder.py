@@ -154,10 +154,33 @@ def test_a_class_with_one_image_cannot_be_split(root: Path) -> None:
         load(root)
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"image_size": 0}, {"num_workers": -1}, {"valid_fraction": 0.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 0}, {"image_size": 0}, {"num_workers": -1}, {"valid_fraction": 0.0}, {"fraction": 0.0}, {"fraction": 1.1}],
+)
 def test_numbers_out_of_range(root: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="expected at least 1"):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=rf"{name} (is )?{changes[name]}.*expected"):
         load(root, **changes)
+
+
+def test_a_fraction_is_balanced_and_drawn_by_the_seed(root: Path) -> None:
+    half = load(root, fraction=0.4).train
+    assert epoch(half)[1].bincount().tolist() == [2, 2, 2]
+    assert half.fingerprint() == load(root, fraction=0.4).train.fingerprint()
+    assert len({load(root, fraction=0.4, seed=seed).train.fingerprint() for seed in range(4)}) > 1
+    assert load(root, fraction=0.4).valid.fingerprint() == load(root).valid.fingerprint()
+    with pytest.raises(ConfigError, match=r"fraction = 0\.1 leaves 2 images and none of class"):
+        load(root, fraction=0.1)
+
+
+def test_a_file_that_vanished_is_named(root: Path) -> None:
+    test = load(root).test
+    (root / "val" / "bee" / "1.png").unlink()
+    with pytest.raises(FileError, match=r"bee/1\.png cannot be read"):
+        test.fingerprint()
+    with pytest.raises(FileError, match=r"bee/1\.png cannot be read"):
+        list(test)
 
 
 def test_a_position_beyond_the_epoch(root: Path) -> None:

@@ -53,7 +53,7 @@ def test_quiet_is_quiet_on_standard_error(project: Any) -> None:
 def test_a_log_without_a_terminal_has_no_escape_codes(finished_output: tuple[str, str]) -> None:
     stdout, stderr = finished_output
     assert "\x1b" not in stdout + stderr
-    assert "joint training: start of 3" in stderr
+    assert "joint training: started, 0 of 3 done" in stderr
 
 
 def test_a_dry_run_says_what_can_be_reached_and_writes_nothing(project: Any) -> None:

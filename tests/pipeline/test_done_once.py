@@ -28,6 +28,7 @@ def _started(result: Any) -> list[str]:
         ({"finetune": {"epochs": 0.5}}, BEFORE[5:]),
         ({"measure": {"alpha": 2.5, "projection": "none"}}, BEFORE[4:5]),
         ({"measure": {"metric": "divergence"}}, BEFORE[3:5]),
+        ({"measure": {"metric": "attribution"}}, BEFORE[3:5]),
         ({"measure": {"epochs": 0.5}}, BEFORE[2:5]),
         ({"space": {"weight": [5, 2]}}, BEFORE[2:5]),
         ({"levels": [{**LEVEL, "budgets": {"bitops": "42k"}}]}, BEFORE[4:5]),
@@ -103,7 +104,7 @@ def test_a_deleted_output_is_made_again(
     # The same content comes out, so nothing behind it is done again.
     assert _started(project.good("finetune", "recipe.toml", "--out", "out")) == [task]
     after = contents(finetuned)
-    timed = {"search.json", "float.json", "measure.json", "metric.json"}
+    timed = {"search.json", "float.json", "measure.json", "metric.json", "training.jsonl"}
     assert {key: value for key, value in after.items() if key not in timed} == {key: v for key, v in before.items() if key not in timed}
 
 

@@ -26,7 +26,8 @@ def test_folded_networks_are_trained_evaluated_and_exported(project: Any) -> Non
 def test_only_the_fine_tuning_and_what_follows_depends_on_it(finetuned: Path, project: Any) -> None:
     batch_norms = [name for name in load_checkpoint(finetuned / "mixed.safetensors")[0] if "running" in name]
     assert len(batch_norms) == 6
-    started = [line for line in project.good("finetune", project.recipe(**FOLDED), "--out", "out").stderr.splitlines() if "started" in line]
+    log = project.good("finetune", project.recipe(**FOLDED), "--out", "out").stderr.splitlines()
+    started = [line for line in log if line.endswith(": started")]
     assert started == ["finetune/first/mixed: started", "finetune/first/uniform: started"]
 
 

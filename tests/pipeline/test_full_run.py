@@ -26,7 +26,7 @@ def _read(path: Path) -> Any:
 
 def test_a_run_leaves_just_the_promised_files(finished: Path, contents: Callable[[Path], dict[str, bytes]]) -> None:
     second = {f"second/{name}" for name in OF_A_LEVEL}
-    assert set(contents(finished)) == OF_THE_RUN | OF_A_LEVEL | REVERSED | second | {"stages.json"}
+    assert set(contents(finished)) == OF_THE_RUN | OF_A_LEVEL | REVERSED | second | {"stages.json", "data.json", "training.jsonl"}
 
 
 def test_the_summary_has_every_promised_figure(finished: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from bitalloc.training import read_journal
+
 RECIPES: dict[str, dict[str, Any]] = {
     "one loader for all": {"data_options": {"shared": True}, "float": {"epochs": 1.5}},
     "data loaders": {"data": "tiny_module:loaders"},
@@ -31,7 +33,7 @@ def killed(project_in: Callable[[Path], Any], module_folder: Path, tmp_path_fact
         folder = tmp_path_factory.mktemp("killed")
         arguments = ["finetune", str(project_in(folder).recipe(**changes)), "--out", str(folder / "out")]
         jobs[name] = {"arguments": arguments, "events": EVENTS[name], "signal": "SIGKILL", "log": str(folder / "log")}
-    jobs["interrupt"] = {**_in_a_new_folder(tmp_path_factory, project_in), "events": [1, 4], "signal": "SIGINT"}
+    jobs["interrupt"] = {**_in_a_new_folder(tmp_path_factory, project_in), "events": [1, 5], "signal": "SIGINT"}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("killed.py")), json.dumps(list(jobs.values()))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(module_folder), *sys.path]), "OMP_NUM_THREADS": "1"},
@@ -57,15 +59,25 @@ def test_a_run_that_was_killed_many_times_ends_in_the_same_bits(killed: dict[str
     project.good("finetune", project.recipe(**RECIPES[name]), "--out", "whole")
     out = Path(job["arguments"][-1])
     assert {file: (out / file).read_bytes() == Path("whole", file).read_bytes() for file in SAME} == dict.fromkeys(SAME, True)
+    # Every step is read once, with the loss that lasted.
+    assert _steps(out) == _steps(Path("whole"))
     # Nor is anything left behind of the attempts.
     assert list(out.rglob("*.tmp")) == []
     assert list((out / "checkpoints").iterdir()) == []
 
 
+def _steps(out: Path) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for entry in read_journal(out / "training.jsonl"):
+        if entry.event == "step":
+            found.setdefault(entry.task, []).append((entry.step, entry.values["loss"]))
+    return found
+
+
 def test_every_kind_of_training_went_on_at_a_step(killed: dict[str, Any]) -> None:
     log = "".join(Path(killed[name]["log"]).read_text() for name in RECIPES)
     names = ("float training", "joint training", "fine-tuning first mixed")
-    assert [name for name in names if f"{name}: start at" not in log] == []
+    assert [name for name in names if f"{name}: resumed, " not in log] == []
 
 
 def test_an_interrupt_is_one_sentence_and_the_run_goes_on_at_the_step(killed: dict[str, Any], project: Any) -> None:
@@ -74,4 +86,4 @@ def test_an_interrupt_is_one_sentence_and_the_run_goes_on_at_the_step(killed: di
     log = Path(job["log"]).read_text()
     assert "Traceback" not in log
     assert log.splitlines()[-1] == "Interrupted. What was finished is kept: the same command goes on from there."
-    assert "float training: start at 1 of 4" in project.good(*job["arguments"]).stderr
+    assert "float training: resumed, 1 of 4 done before" in project.good(*job["arguments"]).stderr

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import signal
 from collections import Counter
@@ -15,7 +16,8 @@ from bitalloc.layers import Description, LayerInfo
 from bitalloc.policy import Bits
 from bitalloc.quantizers import MIN_STEP
 from bitalloc.sensitivity import JointSettings, JointStep, learned_scale_importance
-from bitalloc.sensitivity.limpq import draw, joint_passes, read_indicators
+from bitalloc.sensitivity.joint_widths import draw, draw_passes, joint_passes
+from bitalloc.sensitivity.limpq import read_indicators
 from bitalloc.space import Candidates, SearchSpace
 from bitalloc.training import CheckpointConfig
 from bitalloc.wrap import (
@@ -193,6 +195,92 @@ def test_gradients_are_the_sum_over_single_passes(pinned_in_float):
     assert ("1.weight_quantizer.step_8" in found) is not pinned_in_float
 
 
+def add(total, gradients, factor):
+    for name, gradient in gradients.items():
+        total[name] = total.get(name, 0) + factor * gradient
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 3])
+def test_the_mean_over_all_drawn_subsets_is_the_full_step(monkeypatch, drawn):
+    """Unbiased: gradients and the reported loss. The mixed pass is the same in all, by the seed."""
+    space, description = space_of(plain_network(), (8, 4, 3, 2), None, {"1": Bits(8, 8)})
+    joint, batch = joint_of(plain_network(), space, description).double(), (images()[0][0].double(), images()[0][1])
+    torch.manual_seed(5)
+    full = JointStep(space, loss_fn, JointSettings())(joint, batch)
+    expected = {name: gradient for name, gradient in gradients(joint).items() if gradient is not None}
+    subsets = list(itertools.combinations(range(4), drawn))
+    total, losses = {}, []
+    for subset in subsets:
+        monkeypatch.setattr("bitalloc.sensitivity.joint_step.draw_passes", lambda count, k, subset=subset: list(subset))
+        joint.zero_grad()
+        torch.manual_seed(5)
+        losses.append(JointStep(space, loss_fn, JointSettings(widths_per_step=drawn))(joint, batch))
+        add(total, {name: gradient for name, gradient in gradients(joint).items() if gradient is not None}, 1 / len(subsets))
+    assert sum(losses) / len(losses) == pytest.approx(full)
+    assert set(total) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(total[name], gradient, msg=name)
+
+
+def test_every_subset_of_widths_is_drawn_as_often():
+    torch.manual_seed(0)
+    count = 4000
+    seen = Counter(tuple(draw_passes(5, 2)) for _ in range(count))
+    assert set(seen) == set(itertools.combinations(range(5), 2))
+    expected = count / 10
+    assert all(abs(found - expected) < 5 * math.sqrt(expected) for found in seen.values())
+
+
+def test_drawn_widths_run_from_wide_to_narrow_and_then_the_mixed_pass():
+    space, description = space_of(network(), (8, 6, 4, 2))
+    watching = Watching()
+    step, joint = JointStep(space, watching, JointSettings(widths_per_step=2)), joint_of(network(), space, description)
+    torch.manual_seed(0)
+    for batch in images(12):
+        step(joint, batch)
+    assert len(watching.seen) == 12 * 3
+    pairs = [(first["3"].weight, second["3"].weight) for first, second in zip(watching.seen[::3], watching.seen[1::3], strict=True)]
+    assert all(first > second for first, second in pairs)
+    assert len(set(pairs)) > 3
+
+
+def test_self_distillation_learns_from_the_widest_pass_also_where_it_is_not_drawn(monkeypatch):
+    space, description = space_of(plain_network(), (6, 3, 2), None, {"1": FLOAT})
+    joint = joint_of(plain_network(), space, description)
+    inputs, _ = batch = images()[0]
+    monkeypatch.setattr("bitalloc.sensitivity.joint_step.draw_passes", lambda count, drawn: [2])
+    torch.manual_seed(5)
+    JointStep(space, loss_fn, JointSettings(self_distillation=True, widths_per_step=1))(joint, batch)
+    found = gradients(joint)
+    torch.manual_seed(5)
+    mixed = draw({name: space.candidates[name] for name in ("3", "5")})
+    joint.zero_grad()
+    switch(joint, dict.fromkeys(("3", "5"), Bits(6, 6)))
+    teacher = joint(inputs).detach().softmax(1)
+    for bits, weight in ((dict.fromkeys(("3", "5"), Bits(2, 2)), 3.0), (mixed, 1.0)):
+        switch(joint, bits)
+        (weight * -(teacher * joint(inputs).log_softmax(1)).sum(1).mean()).backward()
+    for name, gradient in gradients(joint).items():
+        if found[name] is not None or (gradient is not None and gradient.any()):
+            torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("drawn", [0, 4, -1])
+def test_a_number_of_widths_that_there_is_not(drawn):
+    with pytest.raises(TrainingError, match=f"widths_per_step is {drawn}, expected 1 to 3"):
+        measured(widths_per_step=drawn)
+
+
+def test_drawn_widths_are_replayed_after_an_interruption(tmp_path):
+    whole = measured(steps=6, widths_per_step=2)
+    config = CheckpointConfig(tmp_path / "joint", "the run", steps=1)
+    with pytest.raises(Cut):
+        measured(steps=6, loss=cut_at(11, cut), checkpoint=config, widths_per_step=2)
+    torch.manual_seed(1234)
+    assert_same(measured(steps=6, checkpoint=config, widths_per_step=2), whole)
+    assert whole.indicators != measured(steps=6).indicators
+
+
 class PartlyUsed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -230,7 +318,7 @@ def test_every_branch_sees_its_own_pass():
     expected = [1, 1, 1]
     expected[branch_of(mixed["3"], joint[4].passes)] += 1
     assert [int(branch.num_batches_tracked) for branch in joint[4].branches] == expected
-    assert int(joint[1].num_batches_tracked) == 4  # before the first choice: shared by all passes
+    assert int(joint[1].num_batches_tracked) == 1  # before the first choice: shared by all passes, computed once
 
 
 def test_self_distillation_closed_form():
@@ -284,7 +372,7 @@ def test_self_distillation_runs_the_model_by_the_forward_given():
         forward=forward,
         settings=JointSettings(self_distillation=True),
     )
-    assert len(calls) == 1 + 1 + 3  # calibration, the teacher, and all passes but the widest
+    assert len(calls) == 1 + 1 + 3 + 1  # calibration, the teacher, all passes but the widest, and the report of step sizes
 
 
 def test_frozen_weights_stay_while_steps_and_batch_norms_learn():

@@ -26,8 +26,8 @@ def checkpoint(step=1, **changes):
         model={"weight": torch.randn(3, 2), "half": torch.ones(2, dtype=torch.bfloat16), "empty": torch.zeros(0)},
         optimizer={"state": {0: {"momentum_buffer": torch.ones(3, 2)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99), "params": [0]}]},
         train_step={},
-        random=capture(),
-        epoch_random=capture(),
+        random=[capture()],
+        epoch_random=[capture()],
     )
     return replace(values, **changes)
 
@@ -73,7 +73,7 @@ def test_file_is_plain_safetensors_with_a_json_header(tmp_path):
     CheckpointStore(tmp_path / "file", "run 7").save(checkpoint())
     with safe_open(tmp_path / "file", framework="pt") as file:
         header = json.loads(file.metadata()["header"])
-    assert (header["schema"], header["version"], header["fingerprint"]) == ("bitalloc.checkpoint", 1, "run 7")
+    assert (header["schema"], header["version"], header["fingerprint"]) == ("bitalloc.checkpoint", 2, "run 7")
 
 
 def test_tied_weights_can_be_saved(tmp_path):

@@ -151,7 +151,7 @@ def test_without_the_checkpoint_the_run_starts_again(tmp_path):
     state = CheckpointStore(path, "the run").load()
     assert state is not None
     assert (state.step, state.epoch, state.batch) == (8, 1, 1)
-    assert not torch.equal(state.random["torch"], state.epoch_random["torch"])
+    assert not torch.equal(state.random[0]["torch"], state.epoch_random[0]["torch"])
 
 
 def test_finished_run_is_not_trained_again(tmp_path):
@@ -303,13 +303,20 @@ def test_checkpoint_of_another_model_or_length_is_refused(tmp_path):
         run(path, "by_epoch", total=5)
 
 
-def test_checkpoint_beyond_the_end_of_a_shorter_loader_is_refused(tmp_path):
+class WithoutLength:
+    """Three batches, but nobody knows before."""
+
+    def __iter__(self):
+        return iter([images()[:6]] * 3)
+
+
+@pytest.mark.parametrize(("short", "words"), [([images()[:6]] * 3, "7 batches, now 3 batches"), (WithoutLength(), "only 3")])
+def test_checkpoint_beyond_the_end_of_a_shorter_loader_is_refused(tmp_path, short, words):
     path = tmp_path / "last.safetensors"
     with pytest.raises(Cut):
         run(path, "by_epoch", cut_before=6)
     model = setup()
-    short = [images()[:6]] * 3
-    with pytest.raises(FileError, match="only 3"):
+    with pytest.raises(FileError, match=words):
         fit(
             model,
             short,

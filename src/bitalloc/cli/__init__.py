@@ -5,12 +5,13 @@ from typing import Annotated
 import typer
 
 from bitalloc import __version__
-from bitalloc.cli import describe, frontier, stages
+from bitalloc.cli import describe, frontier, stages, sweep
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixed-precision quantization of PyTorch models.")
 stages.add_to(app)
 describe.add_to(app)
 frontier.add_to(app)
+sweep.add_to(app)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What the commands share: their common options, how a result is shown, how an error is."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def show(value: dict[str, Any], as_json: bool, view: Callable[[dict[str, Any]], RenderableType]) -> None:
-    """Prints ``value`` on standard output: as JSON, or as ``view`` draws it."""
+    """Prints ``value`` on standard output: as JSON, or as ``view`` draws it. In a distributed launch, on rank 0."""
+    if not _is_main():
+        return
     if as_json:
         typer.echo(json.dumps(value, indent=2))
     else:
@@ -36,8 +39,11 @@ def run_stages(recipe: Path, out: Path, data_root: Path | None, seed: int | None
     from bitalloc.pipeline.recipe import load_recipe
     from bitalloc.pipeline.run import run_recipe
     from bitalloc.training import make_progress
+    from bitalloc.training.ranks import is_main, together
 
-    loaded = load_recipe(recipe, overrides(seed))
+    with together():
+        loaded = load_recipe(recipe, overrides(seed))
+    quiet = quiet or not is_main()
     summary = run_recipe(
         loaded,
         out,
@@ -66,13 +72,20 @@ def errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
+        if _is_main():
+            typer.echo("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     except Exception as error:  # a user's model, data or loss may raise anything
         if debug:
             traceback.print_exc()
-        typer.echo(f"Error: {_sentence(error)}", err=True)
+        if _is_main() or not getattr(error, "told_to_all_ranks", False):
+            typer.echo(f"Error: {_sentence(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+def _is_main() -> bool:
+    # As launchers say it: bitalloc.training.ranks would load PyTorch.
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _sentence(error: Exception) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bitalloc.data.pixels import Crops, normalise
 from bitalloc.errors import ConfigError
 
 
@@ -34,6 +35,7 @@ class ImageBatches:
         shuffle: a new order every epoch.
         crop_padding: pixels of black border from which a crop of the original size is drawn at random; 0 for none.
         flip: half of the images are mirrored left to right, at random.
+        part: which part of every batch is given, and of how many; see :meth:`share`.
     """
 
     images: Tensor
@@ -45,6 +47,7 @@ class ImageBatches:
     shuffle: bool = False
     crop_padding: int = 0
     flip: bool = False
+    part: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
@@ -56,8 +59,7 @@ class ImageBatches:
         channels = self.images.shape[1]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ConfigError(f"mean and std have {len(self.mean)} and {len(self.std)} values, expected {channels}: one a channel.")
-        self._epoch = 0
-        self._order = self._epoch_order()
+        self.set_epoch(0)
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
@@ -65,22 +67,38 @@ class ImageBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return (self.batch(index) for index in range(len(self)))
 
+    @property
+    def image_count(self) -> int:
+        """Images of an epoch."""
+        return image_count(len(self.images), self.batch_size, self.part)
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose order and augmentation the next batches have. The first epoch is 0."""
         self._epoch = epoch
-        self._order = self._epoch_order()
+        count = len(self.images)
+        order = torch.randperm(count, generator=generator(self.seed, epoch, "order")) if self.shuffle else torch.arange(count)
+        self._order = order.to(self.images.device)
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Batch ``index`` of the current epoch: float32 (n, C, H, W) and int64 (n,). Raises IndexError beyond the epoch."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.images[chosen]
+        check_position(index, len(self))
+        whole = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        own = part_of(len(whole), self.part)
+        chosen = whole[own]
+        images = self.images.index_select(0, chosen)
         if self.crop_padding or self.flip:
-            images = self._augment(images, generator(self.seed, self._epoch, index))
-        mean = images.new_tensor(self.mean, dtype=torch.float32).view(-1, 1, 1)
-        std = images.new_tensor(self.std, dtype=torch.float32).view(-1, 1, 1)
-        return (images.float() / 255 - mean) / std, self.labels[chosen]
+            random = generator(self.seed, self._epoch, index)
+            images = Crops.draw(len(whole), self.crop_padding, self.flip, random)[own].apply(images)
+        return normalise(images, self.mean, self.std), self.labels[chosen]
+
+    def share(self, rank: int, ranks: int) -> "ImageBatches":
+        """The part number ``rank`` of ``ranks`` of every batch: together they are what one process would see, bit for bit.
+
+        Raises:
+            ConfigError: the last batch of an epoch has fewer images than there are ranks.
+        """
+        check_share(len(self.images), self.batch_size, ranks)
+        return replace(self, part=(rank, ranks))
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, images and labels, in hexadecimal."""
@@ -90,35 +108,42 @@ class ImageBatches:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> "ImageBatches":
-        """The same batches, made on ``device``."""
+        """The same batches, made on ``device``: it holds all images."""
         moved = replace(self, images=self.images.to(device), labels=self.labels.to(device))
         moved.set_epoch(self._epoch)
         return moved
-
-    def _epoch_order(self) -> Tensor:
-        if not self.shuffle:
-            return torch.arange(len(self.images), device=self.images.device)
-        order = torch.randperm(len(self.images), generator=generator(self.seed, self._epoch, "order"))
-        return order.to(self.images.device)
-
-    def _augment(self, images: Tensor, random: torch.Generator) -> Tensor:
-        # Random numbers are drawn on the CPU, so that every device sees the same augmentation.
-        count, channels, height, width = images.shape
-        padding = self.crop_padding
-        top = torch.randint(2 * padding + 1, (count, 1), generator=random)
-        left = torch.randint(2 * padding + 1, (count, 1), generator=random)
-        rows, columns = torch.arange(height) + top, torch.arange(width) + left
-        if self.flip:
-            mirrored = torch.rand(count, 1, generator=random) < 0.5
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        rows, columns = rows.to(images.device), columns.to(images.device)
-        padded = torch.nn.functional.pad(images, (padding,) * 4)
-        sample = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
-        channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-        return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def check_batch_size(batch_size: int) -> None:
     """Raises ConfigError unless ``batch_size`` is at least 1."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected at least 1.")
+
+
+def part_of(count: int, part: tuple[int, int]) -> slice:
+    """Where part ``(number, of)`` lies in a batch of ``count`` images; sizes differ by at most one."""
+    number, parts = part
+    return slice(count * number // parts, count * (number + 1) // parts)
+
+
+def image_count(total: int, batch_size: int, part: tuple[int, int]) -> int:
+    """Images in a part of all batches of an epoch of ``total`` images."""
+    full, rest = divmod(total, batch_size)
+    whole, last = part_of(batch_size, part), part_of(rest, part)
+    return full * len(range(batch_size)[whole]) + len(range(rest)[last])
+
+
+def check_share(total: int, batch_size: int, ranks: int) -> None:
+    """Raises ConfigError if the smallest batch has fewer than ``ranks`` images."""
+    smallest = min(total % batch_size or batch_size, total)
+    if smallest < ranks:
+        raise ConfigError(
+            f"a batch of an epoch of {total} images has {smallest} of them, fewer than the {ranks} processes that share it: "
+            "choose another batch_size or fewer processes."
+        )
+
+
+def check_position(index: int, count: int) -> None:
+    """Raises IndexError unless ``index`` is one of ``count`` batches."""
+    if not 0 <= index < count:
+        raise IndexError(f"batch {index} of {count}")

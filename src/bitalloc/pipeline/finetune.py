@@ -9,22 +9,35 @@ import torch
 from torch import nn
 
 from bitalloc.policy import Policy
-from bitalloc.quantizers import is_step_size
+from bitalloc.quantizers import cached_weights, is_step_size
 from bitalloc.training import (
     CheckpointConfig,
     Engine,
     FitResult,
+    Journal,
     LossFunction,
+    NoJournal,
     Progress,
+    Retry,
     Silent,
     WarmupCosine,
+    agree_on_model,
     device,
     fit,
     loss_step,
     reestimate_batchnorm,
     sgd_with_scales,
 )
-from bitalloc.wrap import QuantizerSettings, calibrate, inherit, quantize
+from bitalloc.wrap import (
+    QuantizerSettings,
+    StepSizeFinding,
+    broken_step_sizes,
+    calibrate,
+    inherit,
+    quantize,
+    step_size_report,
+    step_sizes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +77,18 @@ class Finetuned:
         losses: one a step.
         seconds: wall-clock time of the training.
         score: what ``eval_fn`` gave, or None without one.
+        retries: how often the training diverged and went back, see :class:`~bitalloc.training.Engine`.
+        parts: that a batch was split into at the end.
+        findings: step sizes that the training did not do well, see :func:`~bitalloc.wrap.step_size_report`.
     """
 
     model: nn.Module
     losses: tuple[float, ...]
     seconds: float
     score: float | None
+    retries: tuple[Retry, ...] = ()
+    parts: int = 1
+    findings: tuple[StepSizeFinding, ...] = ()
 
 
 def finetune(
@@ -86,6 +105,7 @@ def finetune(
     engine: Engine | None = None,
     checkpoint: CheckpointConfig | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
     name: str = "fine-tuning",
 ) -> Finetuned:
     """Quantizes ``model`` as ``policy`` says and trains the copy: LSQ with warm-up, cosine and batch-norm re-estimation.
@@ -104,7 +124,8 @@ def finetune(
         engine: see :class:`~bitalloc.training.Engine`; float32 by default.
         checkpoint: where and how often to save, for a resumable run.
         progress: where to show progress; nowhere by default.
-        name: of the work in the progress.
+        journal: what is told of the training's steps; nothing by default.
+        name: of the work in the progress and the journal.
 
     Raises:
         PolicyError: the policy belongs to another model.
@@ -115,10 +136,16 @@ def finetune(
     calibrate(quantized, islice(calibration, settings.calibration_batches))
     if start_from is not None:
         inherit(quantized, start_from)
-    result = _train(quantized, loader, loss_fn, steps, settings, engine or Engine(), checkpoint, progress, name)
+    agree_on_model(quantized)
+    start = step_sizes(quantized)
+    result = _train(quantized, loader, loss_fn, steps, settings, engine or Engine(), checkpoint, progress, journal, name)
     if settings.batchnorm_images:
-        reestimate_batchnorm(quantized, calibration, settings.batchnorm_images, progress)
-    return Finetuned(quantized, result.losses, result.seconds, None if eval_fn is None else float(eval_fn(quantized)))
+        with cached_weights():
+            reestimate_batchnorm(quantized, calibration, settings.batchnorm_images, progress)
+    score = None if eval_fn is None else float(eval_fn(quantized))
+    # Last, as a loader that shuffles draws random numbers when it is read once more.
+    findings = step_size_report(quantized, start, islice(calibration, 1)) if steps else ()
+    return Finetuned(quantized, result.losses, result.seconds, score, result.retries, result.parts, findings)
 
 
 def _train(
@@ -130,6 +157,7 @@ def _train(
     engine: Engine,
     checkpoint: CheckpointConfig | None,
     progress: Progress,
+    journal: Journal | None,
     name: str,
 ) -> FitResult:
     if steps == 0:
@@ -144,7 +172,9 @@ def _train(
         schedule=WarmupCosine(rate, steps, min(settings.warmup_steps, steps)),
         total_steps=steps,
         engine=engine,
+        explain=broken_step_sizes,
         checkpoint=checkpoint,
         progress=progress,
+        journal=journal or NoJournal(),
         name=name,
     )

@@ -14,13 +14,18 @@ def part(loader: Any, fraction: float) -> Any:
     """
     if fraction >= 1:
         return loader
-    return _IndexedPart(loader, fraction) if hasattr(loader, "batch") else _Part(loader, fraction)
+    count = math.ceil(fraction * len(loader))
+    if not hasattr(loader, "batch"):
+        return _Part(loader, count)
+    if not hasattr(loader, "share"):
+        return _IndexedPart(loader, count)
+    return _ReadAheadPart(loader, count) if hasattr(loader, "batches_from") else _DivisiblePart(loader, count)
 
 
 class _Part:
-    def __init__(self, loader: Any, fraction: float) -> None:
+    def __init__(self, loader: Any, count: int) -> None:
         self._loader = loader
-        self._count = math.ceil(fraction * len(loader))
+        self._count = count
         self.generator = getattr(loader, "generator", None)
         self.sampler = getattr(loader, "sampler", None)
 
@@ -38,3 +43,13 @@ class _Part:
 class _IndexedPart(_Part):
     def batch(self, index: int) -> Any:
         return self._loader.batch(index)
+
+
+class _DivisiblePart(_IndexedPart):
+    def share(self, rank: int, ranks: int) -> Any:
+        return type(self)(self._loader.share(rank, ranks), self._count)
+
+
+class _ReadAheadPart(_DivisiblePart):
+    def batches_from(self, index: int) -> Iterator[Any]:
+        return islice(self._loader.batches_from(index), self._count - index)

@@ -56,6 +56,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_OWN_FOLDERS = ("checkpoints", "tracking")
+_OWN_FILES = (".json", ".jsonl", ".safetensors", ".onnx")
+"""What a run folder has beside the folders of its levels."""
+
 SectionT = TypeVar("SectionT", bound=_Section)
 
 
@@ -139,14 +143,16 @@ class MeasureSection(_Section):
 
     Attributes:
         metric: ``limpq`` takes the learned step sizes as importance, as published; ``divergence`` narrows one layer of the jointly
-            trained network at a time and measures how far its output moves.
+            trained network at a time and measures how far its output moves, ``attribution`` how far the order of what it looks at does.
         epochs: epochs over the chosen part of the data; fractions are allowed; 0 reads the initial step sizes.
         fraction: share of the batches of each epoch that is used; ``epochs`` counts epochs of this share.
+        widths_per_step: how many of the candidate widths a step trains, drawn at random; ``all`` as published.
+        share_stem: compute the layers in front of the first one with a choice once a step instead of once a width.
         alpha: weight of the weights' half in the score; ``auto`` balances the halves.
         projection: how a non-monotone indicator is treated: ``isotonic`` (default), ``erase`` as published, or ``none``.
     """
 
-    metric: Literal["limpq", "divergence"] = "limpq"
+    metric: Literal["limpq", "divergence", "attribution"] = "limpq"
     epochs: float = Field(default=3, ge=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     learning_rate: float = Field(default=0.01, gt=0)
@@ -158,6 +164,8 @@ class MeasureSection(_Section):
     self_distillation: bool = False
     freeze_weights: bool = False
     pinned_in_float: bool = True
+    widths_per_step: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    share_stem: bool = True
     alpha: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     projection: Literal["isotonic", "erase", "none"] = "isotonic"
 
@@ -227,11 +235,25 @@ class FinetuneSection(_Section):
 
 
 class EngineSection(_Section):
-    """How all trainings of the run compute, see :class:`bitalloc.training.Engine`."""
+    """How all trainings of the run compute, see :class:`bitalloc.training.Engine`; and who follows them.
+
+    A run has a process of its own, so ``keep_freed_memory`` is on.
+
+    Attributes:
+        trackers: experiment trackers that get the losses, rates and results, see :func:`bitalloc.training.open_trackers`.
+    """
 
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     compile: bool = False
+    accumulate: int = Field(default=1, ge=1)
+    split_on_memory: bool = False
+    retries: int = Field(default=0, ge=0)
+    retry_rate: float = Field(default=0.5, gt=0, lt=1)
+    loss_limit: Literal[0] | Annotated[float, Field(ge=1)] = 1000.0
+    sharding: Literal["none", "full"] = "none"
+    keep_freed_memory: bool = True
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
 class Recipe(_Section):
@@ -293,7 +315,7 @@ def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recip
     except ValidationError as error:
         raise ConfigError(f"{path}: {sentence(error, _keys())}") from error
     names = [level.name for level in recipe.levels]
-    taken = sorted(name for name in names if name == "checkpoints" or Path(name).suffix in (".json", ".safetensors", ".onnx"))
+    taken = sorted(name for name in names if name in _OWN_FOLDERS or Path(name).suffix in _OWN_FILES)
     if taken:
         raise ConfigError(f"{path}: no level can be named {', '.join(taken)}: a run folder has files of its own by such names.")
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -15,8 +15,9 @@ from bitalloc.pipeline.run_folder import damage, digest, read_report
 from bitalloc.pipeline.training_tasks import policy_file, starting_model
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Bits, Policy
+from bitalloc.quantizers import cached_weights
 from bitalloc.sensitivity import Indicators
-from bitalloc.training import device, evaluate
+from bitalloc.training import Entry, device, evaluate
 from bitalloc.wrap import QuantizerSettings, quantize
 from bitalloc.wrap.describe import describe
 
@@ -100,7 +101,10 @@ def evaluate_all(work: Workspace) -> None:
             f"{kind}_top1": _test_top1(work, deployed(work, level, kind), f"test {level.name} {kind}") for kind in kinds(level)
         }
         levels[level.name].setdefault("reversed_top1", None)
-    report = {"float_top1": _test_top1(work, work.float_model(), "test float"), "levels": levels}
+    float_top1 = _test_top1(work, work.float_model(), "test float")
+    report = {"float_top1": float_top1, "levels": levels}
+    found = {f"{name}/{kind}": top1 for name, level in levels.items() for kind, top1 in level.items() if top1 is not None}
+    work.journal.write(Entry("evaluate", "result", 0, {"float_top1": float_top1, **found}))
     write_json(work.folder.path("evaluation.json"), report)
 
 
@@ -135,4 +139,5 @@ def deployed(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
 
 
 def _test_top1(work: Workspace, model: nn.Module, name: str) -> float:
-    return evaluate(model, work.splits.test, work.progress, name).accuracy
+    with cached_weights():
+        return evaluate(model, work.splits.test, work.progress, name).accuracy

@@ -1,21 +1,28 @@
 """The main job: all stages of a recipe, in order, each done once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitalloc.export import require_onnx
+from bitalloc.files import dropping_writes
 from bitalloc.pipeline import result_tasks, training_tasks
 from bitalloc.pipeline.dry_run import check_plan
 from bitalloc.pipeline.entry_points import source_digest
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
+from bitalloc.pipeline.run_journal import run_journal
 from bitalloc.pipeline.summary import write_summary
 from bitalloc.pipeline.tasks import Task, run_tasks
 from bitalloc.pipeline.training_tasks import policy_file
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.training import Progress, Silent
+from bitalloc.training.ranks import from_main, is_main, together
+
+_UNDER_WAY = {"retries", "split_on_memory", "loss_limit", "keep_freed_memory", "trackers"}
+"""Keys of the engine that change nothing in a training that goes smoothly, so that they can be changed for one that did not."""
 
 STAGES = ("describe", "measure", "search", "finetune", "evaluate", "export")
 
@@ -32,6 +39,8 @@ def run_recipe(
 ) -> dict[str, Any] | None:
     """Runs a recipe in the folder ``out``; what is done there already with the same inputs is not done again.
 
+    In a distributed launch all ranks call it. They train and evaluate together; rank 0 does the rest, reports, and writes every file.
+
     Args:
         recipe: what to do.
         out: the run folder.
@@ -47,21 +56,48 @@ def run_recipe(
     Raises:
         BitallocError: anything that the user can mend; nothing finished is lost.
     """
-    if until in (None, "export"):
-        require_onnx()  # not after hours of training
+    with together():
+        if until in (None, "export"):
+            require_onnx()  # not after hours of training
     folder = RunFolder(out, recipe)
-    work = Workspace(recipe, folder, data_root, progress or Silent())
-    with folder.lock():
+    say = say if is_main() else _say_nothing
+    with _writing_on_main(), run_journal(folder, recipe) as journal, _locked(folder):
+        work = Workspace(recipe, folder, data_root, progress or Silent(), journal)
         folder.claim()
         describing, *others = plan(work)
-        run_tasks([describing], folder, say, work.rewind)
+        run_tasks([describing], folder, say, work.rewind, journal)
         if until == describing.stage:
             return None
         # What the search could not solve is found now, not after hours of training.
-        check_plan(work, work.description())
+        with together():
+            if is_main():
+                check_plan(work, work.description())
         last = STAGES[-1] if until is None else until
-        run_tasks([task for task in others if STAGES.index(task.stage) <= STAGES.index(last)], folder, say, work.rewind)
-        return write_summary(work, command) if until is None else None
+        wanted = [task for task in others if STAGES.index(task.stage) <= STAGES.index(last)]
+        run_tasks(wanted, folder, say, work.rewind, journal)
+        if until is not None:
+            return None
+        with together():
+            summary = write_summary(work, command) if is_main() else {}
+        return from_main(summary)
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _writing_on_main() -> AbstractContextManager[None]:
+    return nullcontext() if is_main() else dropping_writes()
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """The folder's lock, held by rank 0 for all."""
+    with ExitStack() as stack:
+        with together():
+            if is_main():
+                stack.enter_context(folder.lock())
+        yield
 
 
 def plan(work: Workspace) -> list[Task]:
@@ -93,7 +129,7 @@ def _data(work: Workspace) -> dict[str, Any]:
         "data_options": recipe.data_options,
         "data_source": source_digest(recipe.data, "data"),
         "batch_size": recipe.batch_size,
-        "engine": recipe.engine.model_dump(),
+        "engine": recipe.engine.model_dump(exclude=_UNDER_WAY),
     }
     return {**_model(work), **named, "fingerprint": work.data_fingerprint}
 
@@ -127,6 +163,7 @@ def _float(work: Workspace) -> Task:
         (work.folder.path("float.safetensors"), work.folder.path("float.json")),
         lambda: {**_data(work), "float": work.recipe.float_.model_dump()},
         () if weights is None else (weights,),
+        by_all=True,
     )
 
 
@@ -139,6 +176,7 @@ def _measure(work: Workspace) -> Task:
         tuple(work.folder.path(name) for name in ("joint.safetensors", "step_sizes.json", "measure.json")),
         lambda: {**_quantized(work), **_space(work), "measure": section},
         (work.folder.path("layers.json"), work.folder.path("float.safetensors")),
+        by_all=True,
     )
 
 
@@ -192,6 +230,7 @@ def _finetune(work: Workspace, level: LevelSection, kind: str) -> Task:
         tuple(folder.level_path(level, name) for name in (f"{kind}.safetensors", f"{kind}_finetune.json")),
         values,
         (folder.path("float.safetensors"), *_joint(work)),
+        by_all=True,
     )
 
 
@@ -205,6 +244,7 @@ def _evaluate(work: Workspace, trained: Sequence[tuple[LevelSection, str]]) -> T
         (folder.path("evaluation.json"),),
         lambda: {**_data(work), "levels": [level.name for level in work.recipe.levels]},
         (folder.path("float.safetensors"), folder.path("layers.json"), *models),
+        by_all=True,
     )
 
 

@@ -1,6 +1,6 @@
 """``summary.json``: what a run gave, in one file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,9 @@ from bitalloc.errors import FileError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
 from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.result_tasks import kinds
 from bitalloc.pipeline.run_folder import damage, digest, read_report
+from bitalloc.pipeline.training_notes import notes
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
 
@@ -34,6 +36,7 @@ def write_summary(work: Workspace, command: Sequence[str]) -> dict[str, Any]:
         "name": work.recipe.name,
         "float_top1": evaluation["float_top1"],
         "levels": levels,
+        "training_notes": [note for name, path in _trainings(work) for note in notes(name, path, work.recipe.engine.accumulate)],
         "measure_seconds": sum(read_report(work.folder.path(name), "seconds")["seconds"] for name in ("measure.json", "metric.json")),
         "bitops_convention": first_search["bitops_convention"],
         "seed": work.recipe.seed,
@@ -61,6 +64,15 @@ def mean_act_bits(policy: Policy, description: Description) -> float:
     """Mean activation width over all layers, weighted by the elements that a layer reads, pinned layers included."""
     total = sum(layer.input_numel for layer in description.layers)
     return sum(layer.input_numel * policy.bits[layer.name].act for layer in description.layers) / total
+
+
+def _trainings(work: Workspace) -> Iterator[tuple[str, Path]]:
+    """Every training of the run, and the file that tells of it."""
+    yield "float training", work.folder.path("float.json")
+    yield "joint training", work.folder.path("measure.json")
+    for level in work.recipe.levels:
+        for kind in kinds(level):
+            yield f"fine-tuning {level.name} {kind}", work.folder.level_path(level, f"{kind}_finetune.json")
 
 
 def _level(work: Workspace, level: LevelSection, description: Description, top1: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def summary_table(summary: Json) -> RenderableType:
     first = levels[0]  # the indicators are the same for all levels
     lines.append(f"alpha {first['alpha']:.4g} ({first['alpha_reason']})")
     lines.append(f"indicators projected to be monotone: {'; '.join(first['projected']) or 'none'}")
-    return Group(Text(title), table, *_texts([*lines, summary["bitops_convention"]]))
+    return Group(Text(title), table, *_texts([*lines, *summary["training_notes"], summary["bitops_convention"]]))
 
 
 def layers_table(report: Json) -> RenderableType:

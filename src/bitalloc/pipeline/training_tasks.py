@@ -1,6 +1,7 @@
 """The stages that train: the float model, the joint measurement, the fine-tuning."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,12 +15,23 @@ from bitalloc.pipeline.finetune import FinetuneSettings, finetune
 from bitalloc.pipeline.part import part
 from bitalloc.pipeline.recipe import LevelSection
 from bitalloc.pipeline.run_folder import damage
+from bitalloc.pipeline.training_notes import training_notes
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
-from bitalloc.sensitivity import Indicators, JointSettings, learned_scale_importance, output_divergence, widths_in_float
+from bitalloc.quantizers import cached_weights
+from bitalloc.sensitivity import (
+    Indicators,
+    JointSettings,
+    attribution_rank_damage,
+    learned_scale_importance,
+    output_divergence,
+    widths_in_float,
+)
 from bitalloc.training import (
     CheckpointConfig,
+    Entry,
     LossFunction,
+    NamedJournal,
     WarmupCosine,
     cross_entropy_loss,
     device,
@@ -43,7 +55,7 @@ def train_float(work: Workspace, inputs: str) -> None:
         load_weights(model, weights)
     _check_finite(model, weights)
     steps = work.steps(section.epochs)
-    seconds = 0.0
+    seconds, notes = 0.0, training_notes((), 1)
     model.to(device())
     if steps:
         torch.manual_seed(work.recipe.seed)
@@ -57,12 +69,14 @@ def train_float(work: Workspace, inputs: str) -> None:
             engine=work.engine(),
             checkpoint=CheckpointConfig(work.folder.checkpoint("float", inputs), inputs),
             progress=work.progress,
+            journal=NamedJournal(work.journal, "float"),
             name="float training",
         )
-        seconds = result.seconds
+        seconds, notes = result.seconds, training_notes(result.retries, result.parts)
     top1 = evaluate(model, work.splits.valid, work.progress, "validate float").accuracy
+    work.journal.write(Entry("float", "result", steps, {"valid_top1": top1}))
     _save(model.state_dict(), work.folder.path("float.safetensors"))
-    write_json(work.folder.path("float.json"), {"valid_top1": top1, "seconds": seconds, "steps": steps})
+    write_json(work.folder.path("float.json"), {"valid_top1": top1, "seconds": seconds, "steps": steps, **notes})
 
 
 def measure(work: Workspace, inputs: str) -> None:
@@ -79,6 +93,8 @@ def measure(work: Workspace, inputs: str) -> None:
         self_distillation=section.self_distillation,
         freeze_weights=section.freeze_weights,
         pinned_in_float=section.pinned_in_float,
+        widths_per_step=None if section.widths_per_step == "all" else section.widths_per_step,
+        share_stem=section.share_stem,
         quantizers=work.quantizers(),
         seed=work.recipe.seed,
     )
@@ -94,9 +110,11 @@ def measure(work: Workspace, inputs: str) -> None:
         engine=work.engine(),
         checkpoint=CheckpointConfig(work.folder.checkpoint("measure", inputs), inputs),
         progress=work.progress,
+        journal=NamedJournal(work.journal, "measure"),
     )
     _save(result.model.state_dict(), work.folder.path("joint.safetensors"))
-    write_json(work.folder.path("measure.json"), {"seconds": result.seconds, "losses": list(result.losses)})
+    notes = training_notes(result.retries, result.parts, result.findings)
+    write_json(work.folder.path("measure.json"), {"seconds": result.seconds, "losses": list(result.losses), **notes})
     result.indicators.save(work.folder.path("step_sizes.json"))
 
 
@@ -111,7 +129,8 @@ def rate_importance(work: Workspace) -> None:
         joint, space = _joint(work, work.float_model()), work.space(work.description())
         if work.recipe.measure.pinned_in_float:  # as they were in the joint training
             switch(joint, widths_in_float(space))
-        indicators = output_divergence(joint, space, work.calibration(), progress=work.progress)
+        damage_of = output_divergence if metric == "divergence" else attribution_rank_damage
+        indicators = damage_of(joint, space, work.calibration(), progress=work.progress)
     indicators.save(work.folder.path("importance.json"))
     write_json(work.folder.path("metric.json"), {"metric": metric, "seconds": time.monotonic() - start})
 
@@ -133,17 +152,20 @@ def finetune_level(work: Workspace, level: LevelSection, kind: str, inputs: str)
         _finetune_loss(work),
         steps=steps,
         calibration=work.splits.calibration,
-        eval_fn=lambda trained: evaluate(trained, work.splits.valid, work.progress, f"validate {level.name} {kind}").accuracy,
+        eval_fn=_validation(work, f"validate {level.name} {kind}"),
         start_from=_joint(work, model) if work.recipe.finetune.start == "joint" else None,
         settings=_finetune_settings(work),
         engine=work.engine(),
         checkpoint=CheckpointConfig(work.folder.checkpoint(task, inputs), inputs),
         progress=work.progress,
+        journal=NamedJournal(work.journal, task),
         name=f"fine-tuning {level.name} {kind}",
     )
     save_checkpoint(work.folder.level_path(level, f"{kind}.safetensors"), result.model.state_dict(), policy, work.quantizers().to_json())
     report = {"valid_top1": result.score, "seconds": result.seconds, "steps": steps, "losses": list(result.losses)}
-    write_json(work.folder.level_path(level, f"{kind}_finetune.json"), report)
+    notes = training_notes(result.retries, result.parts, result.findings)
+    work.journal.write(Entry(task, "result", steps, {} if result.score is None else {"valid_top1": result.score}))
+    write_json(work.folder.level_path(level, f"{kind}_finetune.json"), {**report, **notes})
 
 
 def starting_model(work: Workspace) -> nn.Module:
@@ -186,6 +208,14 @@ def _finetune_settings(work: Workspace) -> FinetuneSettings:
         quantizers=work.quantizers(),
         seed=work.recipe.seed,
     )
+
+
+def _validation(work: Workspace, name: str) -> Callable[[nn.Module], float]:
+    def accuracy(model: nn.Module) -> float:
+        with cached_weights():
+            return evaluate(model, work.splits.valid, work.progress, name).accuracy
+
+    return accuracy
 
 
 def _finetune_loss(work: Workspace) -> LossFunction:

@@ -1,6 +1,7 @@
 """What the stages of a run share: recipe, folder, data, float model. Loaded when first needed."""
 
 import hashlib
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from bitalloc.choices import first_last_pins, search_space
 from bitalloc.costs import Costs, load_table
+from bitalloc.data import Splits, showing_progress
 from bitalloc.errors import ConfigError
+from bitalloc.files import read_json, write_json
 from bitalloc.layers import Description
 from bitalloc.models import load_weights
 from bitalloc.pipeline.entry_points import call_entry_point
@@ -24,8 +27,10 @@ from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.placement import to_device
 from bitalloc.policy import Bits
 from bitalloc.space import Candidates, SearchSpace, Table
-from bitalloc.training import Engine, Progress, device
+from bitalloc.training import Engine, Journal, NoJournal, Progress, device
 from bitalloc.wrap import QuantizerSettings
+
+_log = logging.getLogger(__name__)
 
 _PARTS = ("train", "calibration", "valid", "test")
 
@@ -39,12 +44,14 @@ class Workspace:
         folder: where to do it.
         data_root: folder that relative data and weight paths start from.
         progress: where progress is shown.
+        journal: what is told of the trainings and of finished tasks.
     """
 
     recipe: Recipe
     folder: RunFolder
     data_root: Path | None
     progress: Progress
+    journal: Journal = field(default_factory=NoJournal)
     _beginning: list[tuple[torch.Generator, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
@@ -59,7 +66,8 @@ class Workspace:
         recipe = self.recipe
         arguments = {"batch_size": recipe.batch_size, "seed": recipe.seed, "root": self.data_root, **recipe.data_options}
         seed_everything(recipe.seed)
-        splits = call_entry_point(recipe.data, "data", arguments)
+        with showing_progress(self.progress):
+            splits = call_entry_point(recipe.data, "data", arguments)
         missing = [part for part in (*_PARTS, "example") if not hasattr(splits, part)]
         if missing:
             kind = type(splits).__name__
@@ -69,6 +77,8 @@ class Workspace:
             if not hasattr(loader, "__iter__") or not _has_length(loader):
                 kind = type(loader).__name__
                 raise ConfigError(f"data = {recipe.data!r}: {part} is a {kind}, expected batches that have a length, like a DataLoader.")
+        if isinstance(splits, Splits):
+            splits = splits.to(device())  # where images are augmented
         self._beginning = [(generator, generator.get_state()) for generator in _generators(splits)]
         return splits
 
@@ -92,7 +102,22 @@ class Workspace:
         self.rewind()
         found = " ".join(part.fingerprint() if hasattr(part, "fingerprint") else _first_batch(part) for part in parts)
         self.rewind()
+        self._compare(found)
         return found
+
+    def _compare(self, fingerprint: str) -> None:
+        """Says in the log if the run folder knows other data, and remembers these."""
+        path = self.folder.path("data.json")
+        with damage(path):
+            known = read_json(path, schema="bitalloc.data", version=1).get("fingerprint") if path.exists() else fingerprint
+        if known != fingerprint:
+            _log.warning(
+                "The data are not those of the last run in %s (files were added, removed or changed, or the recipe asks for others): what "
+                "depends on them is done again. An unfinished training goes on if you stop now and bring the former data back.",
+                self.folder.root,
+            )
+        if known != fingerprint or not path.exists():
+            write_json(path, {"schema": "bitalloc.data", "version": 1, "fingerprint": fingerprint})
 
     @property
     def example(self) -> Tensor:
@@ -196,7 +221,7 @@ class Workspace:
 
     def engine(self) -> Engine:
         """How trainings compute."""
-        return Engine(**self.recipe.engine.model_dump())
+        return Engine(**self.recipe.engine.model_dump(exclude={"trackers"}))
 
     def steps(self, epochs: float, loader: Any = None) -> int:
         """Optimiser steps in so many epochs of ``loader``, by default of all training data; at least 1 if there is any epoch."""

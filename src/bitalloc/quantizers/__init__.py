@@ -4,7 +4,9 @@ from bitalloc.quantizers.base import Quantizer
 from bitalloc.quantizers.choice import FakeQuantizeMode, use_fake_quantize
 from bitalloc.quantizers.grid import InputGrid
 from bitalloc.quantizers.lsq import LSQ, ActGradient, InputLSQ, WeightLSQ, is_step_size
+from bitalloc.quantizers.pact import InputPACT, WeightPACT, is_clip_range, straight_through
 from bitalloc.quantizers.rounding import MIN_STEP, bounds, fake_quantize, positive
+from bitalloc.quantizers.weight_cache import cached_weights
 
 __all__ = [
     "LSQ",
@@ -13,11 +15,16 @@ __all__ = [
     "FakeQuantizeMode",
     "InputGrid",
     "InputLSQ",
+    "InputPACT",
     "Quantizer",
     "WeightLSQ",
+    "WeightPACT",
     "bounds",
+    "cached_weights",
     "fake_quantize",
+    "is_clip_range",
     "is_step_size",
     "positive",
+    "straight_through",
     "use_fake_quantize",
 ]

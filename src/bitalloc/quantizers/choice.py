@@ -25,7 +25,8 @@ def use_fake_quantize(mode: FakeQuantizeMode) -> Iterator[None]:
     """Within the block, in all threads, fake quantization runs as ``mode`` says; the environment's BITALLOC_FAKE_QUANTIZE is the default.
 
     Args:
-        mode: ``auto``: the fused kernel for float32 tensors on the CPU, if it is compiled or there is a C compiler, else the reference.
+        mode: ``auto``: a fused kernel for float32 and bfloat16 tensors with a float32 step: in C on the CPU, if it is compiled or there
+            is a C compiler; in Triton on CUDA devices of compute capability 7.0 or higher, if it is installed. Else the reference.
             ``fused``: the same, but to have no kernel is an error. ``reference``: plain tensor operations everywhere.
             Other types, other devices and exports take the reference in every mode.
 

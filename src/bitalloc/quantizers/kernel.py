@@ -121,7 +121,7 @@ def _run(command: Sequence[str]) -> None:
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     library.partial_sums.argtypes, library.partial_sums.restype = [size] * 3, size
-    library.forward.argtypes, library.forward.restype = [*[pointer] * 3, *[size] * 3, number, number, ctypes.c_int], None
-    library.backward.argtypes = [*[pointer] * 6, *[size] * 3, number, number, ctypes.c_double, ctypes.c_int]
+    library.forward.argtypes, library.forward.restype = [*[pointer] * 3, *[size] * 3, number, number, ctypes.c_int, ctypes.c_int], None
+    library.backward.argtypes = [*[pointer] * 6, *[size] * 3, number, number, ctypes.c_double, ctypes.c_int, ctypes.c_int]
     library.backward.restype = None
     return library

@@ -12,11 +12,13 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bitalloc.errors import QuantizerError
 from bitalloc.quantizers.base import Quantizer
 from bitalloc.quantizers.grid import ENOUGH, InputGrid, Observed, best_grid, fixed_zero_point, levels
 from bitalloc.quantizers.rounding import MIN_STEP, bounds, fake_quantize, positive
+from bitalloc.quantizers.weight_cache import kept
 
 ActGradient = Literal["features", "batch"]
 _STEP = re.compile(r"step_\d+")
@@ -95,7 +97,23 @@ class WeightLSQ(LSQ):
         for bits in self.widths:
             self._store(bits, reach / 2 ** (bits - 1))
 
+    def rows(self, rows: Tensor, index: Tensor, table: Tensor) -> Tensor:
+        """Rows ``index`` of the weight ``table``, as if the whole table had been quantized before they were looked up.
+
+        Args:
+            rows: shape ``(*index.shape, columns)``.
+            index: places in the table, whole numbers.
+            table: shape (places, columns); with one step a channel, the places are the channels.
+        """
+        low, high = self.levels
+        step = self.step
+        scale = 1.0 / math.sqrt(high * table.numel() / step.numel())
+        return fake_quantize(rows, step if step.numel() == 1 else F.embedding(index, step[:, None]), low, high, scale)
+
     def _fake_quantize(self, x: Tensor) -> Tensor:
+        return kept(self, x, self.raw_step(self.bits), self.bits, self._computed)
+
+    def _computed(self, x: Tensor) -> Tensor:
         low, high = self.levels
         step = self.step
         shared = x.numel() // step.numel()

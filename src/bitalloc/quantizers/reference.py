@@ -26,19 +26,27 @@ class Reference(torch.autograd.Function):
 
 def values(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     """``step * round(clip(x / step, low, high))``, of the type of ``x``."""
-    # In the wider of both types, then back: a half-precision model may have float32 steps.
-    return (x / step).clamp_(low, high).round_().mul_(step).to(x.dtype)
+    return _ratio(x, step).clamp_(low, high).round_().mul_(step).to(x.dtype)
 
 
 def gradients(
     grad: Tensor, x: Tensor, step: Tensor, low: int, high: int, scale: float, wanted_x: bool, wanted_step: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients with respect to ``x`` and ``step``, None where one is not wanted."""
-    ratio = x / step
+    """The gradients with respect to ``x`` and ``step``, each of its tensor's type; None where one is not wanted."""
+    ratio = _ratio(x, step)
     inside = (ratio > low).logical_and_(ratio < high)
     grad_step = None
     if wanted_step:
         level = ratio.clamp(low, high).round_()
-        slope = level.sub_(ratio.mul_(inside)).mul_(grad)
-        grad_step = slope.sum_to_size(step.shape).mul_(scale)
+        # A gradient of the gradient needs what operations in place would overwrite.
+        again = torch.is_grad_enabled()
+        slope = (level - ratio * inside) * grad if again else level.sub_(ratio.mul_(inside)).mul_(grad)
+        grad_step = slope.sum_to_size(step.shape).mul_(scale).to(step.dtype)
     return grad * inside if wanted_x else None, grad_step
+
+
+def _ratio(x: Tensor, step: Tensor) -> Tensor:
+    # In float32 at least: a level of 8 bits is rounded once in bfloat16 before it would be rounded to a level, and a step without axes
+    # would not count in PyTorch's choice of a type.
+    wide = torch.promote_types(torch.promote_types(x.dtype, step.dtype), torch.float32)
+    return x.to(wide) / step.to(wide)

@@ -29,7 +29,8 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_sc
     The division is a true division and ties go to the even level, as ONNX QuantizeLinear does it, so that an exported
     model computes the same levels.
 
-    Float32 tensors on the CPU take a fused kernel where a C compiler is found, everything else plain tensor operations; see
+    Levels, rounding and sums are computed in float32 at least, also for half-precision ``x`` and under ``torch.autocast``. Float32 and
+    bfloat16 tensors with a float32 step take a fused kernel where there is one, everything else plain tensor operations; see
     :func:`bitalloc.quantizers.use_fake_quantize`. Only ``x`` and ``step`` are saved for the backward pass.
 
     Gradients (LSQ, equations 2 and 3)::
@@ -53,7 +54,7 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_sc
     exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     out: Tensor
     if mode() != "reference" and not exporting and fused.fits(x, step):
-        out = fused.fake_quantize(x, step, low, high, step_gradient_scale)
+        out = fused.apply(x, step, low, high, step_gradient_scale)
     else:
         out = Reference.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
     return out

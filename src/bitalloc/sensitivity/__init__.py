@@ -3,13 +3,18 @@
 The indicators are plain numbers; PyTorch is loaded only for measuring them.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bitalloc.sensitivity.indicators import Alpha, Change, Indicators
 
 if TYPE_CHECKING:
+    from bitalloc.sensitivity.attribution_rank import attribution_rank_damage
     from bitalloc.sensitivity.divergence import output_divergence
-    from bitalloc.sensitivity.limpq import JointSettings, JointStep, Measurement, learned_scale_importance, widths_in_float
+    from bitalloc.sensitivity.joint_settings import JointSettings
+    from bitalloc.sensitivity.joint_step import JointStep
+    from bitalloc.sensitivity.joint_widths import widths_in_float
+    from bitalloc.sensitivity.limpq import Measurement, learned_scale_importance
 
 __all__ = [
     "Alpha",
@@ -18,15 +23,25 @@ __all__ = [
     "JointSettings",
     "JointStep",
     "Measurement",
+    "attribution_rank_damage",
     "learned_scale_importance",
     "output_divergence",
     "widths_in_float",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bitalloc.sensitivity import divergence, limpq
+_HOME = {
+    "attribution_rank_damage": "attribution_rank",
+    "JointSettings": "joint_settings",
+    "JointStep": "joint_step",
+    "Measurement": "limpq",
+    "learned_scale_importance": "limpq",
+    "output_divergence": "divergence",
+    "widths_in_float": "joint_widths",
+}
 
-    return getattr(divergence if name == "output_divergence" else limpq, name)
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

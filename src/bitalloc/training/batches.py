@@ -1,6 +1,7 @@
 """What is read out of a batch: inputs, labels, number of images."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -38,7 +39,9 @@ def image_count(batch: Any) -> int:
     """The first dimension of the first tensor found in ``batch``; 0 where there is none."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else 1
-    values: Iterable[Any] = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else ()
+    if is_dataclass(batch) and not isinstance(batch, type):
+        batch = [getattr(batch, entry.name) for entry in fields(batch)]
+    values: Iterable[Any] = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
     return next((count for count in map(image_count, values) if count), 0)
 
 
@@ -53,11 +56,19 @@ def non_empty(loader: Iterable[Any], purpose: str) -> Iterator[Any]:
         empty = False
         yield batch
     if empty:
-        raise TrainingError(f"the loader is empty: there is no data to {purpose}. Check the data set and the batch size.")
+        raise no_data(purpose)
+
+
+def no_data(purpose: str) -> TrainingError:
+    """The error of an empty loader; ``purpose`` completes the sentence "no data to ..."."""
+    return TrainingError(f"the loader is empty: there is no data to {purpose}. Check the data set and the batch size.")
 
 
 def image_total(loader: object) -> int | None:
     """The number of images where the loader knows it, up to the last batch's size where it only knows its batches; else None."""
+    count = getattr(loader, "image_count", None)
+    if isinstance(count, int):
+        return count
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, Sized):
         return len(dataset)

@@ -13,6 +13,8 @@ from bitalloc.placement import module_device, to_device
 from bitalloc.training.batches import image_count, image_total, inputs_of, non_empty
 from bitalloc.training.modes import evaluating
 from bitalloc.training.progress import SILENT, Progress
+from bitalloc.training.ranks import is_main
+from bitalloc.training.reduction import agree_on_model
 
 
 @torch.no_grad()
@@ -24,7 +26,8 @@ def reestimate_batchnorm(
     Batch norms normalize by the batch while they are measured, as in training; everything else is in evaluation mode. The
     result is the exact mean and unbiased variance over all values of a channel (accumulated in float64, so neither the
     order nor the sizes of the batches weigh), not a moving average. Batch norms that are not called, such as branches for
-    other bit-widths, and those without running statistics stay as they are.
+    other bit-widths, and those without running statistics stay as they are. In a distributed launch every rank measures over the
+    same images, which are few, and the result of rank 0 is everybody's.
 
     Args:
         model: changed in place, in the running statistics only.
@@ -44,6 +47,7 @@ def reestimate_batchnorm(
     norms = {norm: key for key, norm in model.named_modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None}
     if not norms:
         return ()
+    progress = progress if is_main() else SILENT
     with evaluating(model), _measuring(norms) as measured, progress.task(name, min(images, image_total(loader) or images)):
         seen = 0
         for batch in non_empty(loader, "measure batch norms on"):
@@ -57,6 +61,7 @@ def reestimate_batchnorm(
             raise TrainingError(f"the input of batch norm {norms[norm]} is not finite, so it has no statistics: check weights and data.")
     for norm, moments in measured.items():
         moments.write(norm)
+    agree_on_model(model)
     return tuple(norms[norm] for norm in measured)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +19,26 @@ from bitalloc.training.nested import pack, tensor_bytes, unpack
 from bitalloc.training.random_state import RandomState
 
 SCHEMA: Final = "bitalloc.checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """One time that a run went back because it diverged.
+
+    Attributes:
+        step: the step that failed, counted from 1.
+        back_to: steps done in the state that the run went back to; 0 for the start.
+        rate: what all learning rates of the schedule are multiplied by since.
+        reason: what was wrong.
+    """
+
+    step: int
+    back_to: int
+    rate: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,11 @@ class Checkpoint:
     model: Mapping[str, Any]  # model.state_dict()
     optimizer: Mapping[str, Any]  # optimizer.state_dict()
     train_step: Mapping[str, Any]  # state_dict() of the training step, empty if it has none
-    random: RandomState  # after the last step
-    epoch_random: RandomState  # when the epoch began: replays the order of a shuffling loader
+    random: Sequence[RandomState]  # of every rank, after the last step
+    epoch_random: Sequence[RandomState]  # of every rank, when the epoch began: replays the order of a shuffling loader
+    retries: Sequence[Mapping[str, Any]] = ()  # the fields of every Retry
+    parts: int = 1  # that a batch is split into
+    data: str | None = None  # identifies the data, None where nothing does
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from torch.nn import functional
 
 from bitalloc.errors import TrainingError
 from bitalloc.placement import module_device, to_device
-from bitalloc.training.batches import image_count, image_total, inputs_of, non_empty, pair_of
+from bitalloc.training.batches import image_count, image_total, inputs_of, no_data, non_empty, pair_of
 from bitalloc.training.modes import evaluating
 from bitalloc.training.progress import SILENT, Progress
+from bitalloc.training.ranks import is_main, summed, together, world_size
+from bitalloc.training.shares import one_pass
 from bitalloc.training.steps import LossFunction
 
 
@@ -33,6 +35,8 @@ class Top1:
 def evaluate(model: nn.Module, loader: Iterable[Any], progress: Progress = SILENT, name: str = "evaluate") -> Top1:
     """Top-1 accuracy over pairs (inputs, labels), in evaluation mode, on the device where ``model`` is.
 
+    In a distributed launch all ranks call it, with the same model and loader; each takes its part of every batch, all get the result.
+
     Args:
         model: gives logits of shape (N, classes); its modes are put back afterwards.
         loader: pairs of inputs and labels of shape (N,).
@@ -47,8 +51,12 @@ def evaluate(model: nn.Module, loader: Iterable[Any], progress: Progress = SILEN
     correct = torch.zeros((), dtype=torch.int64, device=where)
     healthy = torch.ones((), dtype=torch.bool, device=where)
     total = 0
-    with evaluating(model), progress.task(name, image_total(loader)):
-        for batch in non_empty(loader, "evaluate on"):
+    progress = progress if is_main() else SILENT
+    parts, all_images = one_pass(loader), image_total(loader)
+    with together(), evaluating(model), progress.task(name, all_images):
+        for batch, images in parts:
+            if images == 0:
+                continue
             inputs, labels = pair_of(to_device(batch, where))
             logits = _logits(model, inputs)
             if labels.shape != logits.shape[:1]:
@@ -58,10 +66,15 @@ def evaluate(model: nn.Module, loader: Iterable[Any], progress: Progress = SILEN
             correct += (logits.argmax(dim=1) == labels).sum()
             healthy &= ~logits.isnan().any()
             total += len(labels)
-            progress.advance(len(labels))
-    if not healthy:
+            progress.advance(len(labels) * world_size())
+        if world_size() > 1 and all_images is not None:
+            progress.advance(all_images - total * world_size())  # the parts of other ranks may be larger by an image
+    all_correct, count, broken = map(int, summed([int(correct), total, not healthy]))
+    if not count:
+        raise no_data("evaluate on")
+    if broken:
         raise TrainingError("the model gives NaN on the evaluation data: its weights or its batch-norm statistics are not finite.")
-    return Top1(int(correct), total)
+    return Top1(all_correct, count)
 
 
 @torch.no_grad()

@@ -8,14 +8,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bitalloc.errors import TrainingError
-from bitalloc.training.checkpoint import CheckpointConfig
-from bitalloc.training.device import device, require_single_process
+from bitalloc.training.blame import Explain
+from bitalloc.training.checkpoint import CheckpointConfig, Retry
+from bitalloc.training.device import device
 from bitalloc.training.engine import ENGINE, Engine
+from bitalloc.training.guards import DivergenceError
 from bitalloc.training.interrupt import DeferredInterrupt
+from bitalloc.training.journal import NO_JOURNAL, Journal
+from bitalloc.training.lost_worker import worker_deaths_explained
 from bitalloc.training.modes import training_modes
 from bitalloc.training.progress import SILENT, Progress
+from bitalloc.training.ranks import any_rank, is_main
+from bitalloc.training.recorder import StepRecorder
+from bitalloc.training.recovery import Recovery
+from bitalloc.training.reduction import agree_on_model
 from bitalloc.training.run import Run, Saver
 from bitalloc.training.schedule import Constant, Schedule
+from bitalloc.training.sharding import sharded
 from bitalloc.training.steps import TrainStep
 from bitalloc.training.stream import BatchStream, RandomAccess
 
@@ -28,6 +37,8 @@ class FitResult:
     steps: int
     images: int  # images seen, repetitions counted
     seconds: float  # wall-clock time
+    retries: tuple[Retry, ...] = ()  # how often it went back and on at a lower rate
+    parts: int = 1  # that a batch is split into: engine.accumulate, or more where the memory was full
 
 
 def fit(
@@ -41,8 +52,10 @@ def fit(
     clip_value: float | None = None,
     clip_norm: float | None = None,
     engine: Engine = ENGINE,
+    explain: Explain | None = None,
     checkpoint: CheckpointConfig | None = None,
     progress: Progress = SILENT,
+    journal: Journal = NO_JOURNAL,
     name: str = "train",
 ) -> FitResult:
     """Trains ``model`` in place for ``total_steps`` optimiser steps, going round ``loader`` as often as needed.
@@ -61,33 +74,50 @@ def fit(
         schedule: learning rates. Default None keeps the optimiser's own.
         clip_value: every gradient element is clipped to [-clip_value, clip_value]. Default None, no clipping.
         clip_norm: the gradients are scaled down together to this 2-norm. Default None, no clipping.
-        engine: precision, memory layout and compilation, see :class:`Engine`. Default: float32, nothing changed.
+        engine: precision, memory layout, compilation, and what happens when the run diverges or the memory is full, see
+            :class:`Engine`. Default: float32, nothing changed; both end the run.
+        explain: ``explain(model)`` adds to the error of a run that diverges what is wrong with the model, as part of a sentence, such as
+            which step size is out of range; empty if nothing is.
         checkpoint: where to save; also at the end and on Ctrl-C. Default None saves nothing.
         progress: what shows the progress. Default: nothing.
-        name: the name of the work in the progress.
+        journal: what is told of the start and the steps, see :class:`StepRecorder`. Default: nothing.
+        name: the name of the work in the progress and the journal.
 
     Raises:
-        TrainingError: empty loader, loss or weights not finite, no gradients, several processes, bad argument.
+        TrainingError: empty loader, loss or weights not finite, no gradients, bad argument; another rank failed or died.
         FileError: a checkpoint cannot be written, is damaged or belongs to another run.
         KeyboardInterrupt: on Ctrl-C, after the current step and a checkpoint.
     """
     for label, value in (("total_steps", total_steps), ("clip_value", clip_value), ("clip_norm", clip_norm)):
         if value is not None and not value > 0:
             raise TrainingError(f"{label} is {value}, expected a positive number.")
-    require_single_process()
     model.to(device())
-    run = Run(model, BatchStream(loader), step, optimizer, schedule or Constant(), total_steps, clip_value, clip_norm, engine)
-    saver = Saver(run, checkpoint)
-    with training_modes(model), engine.prepared(model):
+    agree_on_model(model)
+    whole, schedule = model, schedule or Constant()
+    spread = engine.sharding == "full"
+    with training_modes(whole), engine.prepared(whole), sharded(whole, optimizer, spread) as model, worker_deaths_explained():
+        run = Run(model, BatchStream(loader), step, optimizer, schedule, total_steps, clip_value, clip_norm, engine, explain)
+        saver = Saver(run, checkpoint)
         saver.resume()
         model.train()
+        progress = progress if is_main() else SILENT
         with progress.task(name, total_steps, completed=run.done), DeferredInterrupt() as interrupt:
-            while run.done < total_steps:
-                run.advance()
-                progress.advance(1, loss=run.losses[-1], rate=optimizer.param_groups[0]["lr"])
-                if interrupt.pending:
-                    saver.save()
-                    raise KeyboardInterrupt
-                saver.save_if_due()
-            saver.save()
-    return FitResult(tuple(run.losses), run.done, run.images, run.seconds())
+            recovery, recorder = Recovery(run, saver), StepRecorder(journal, name, run)
+            interrupted = False
+            while run.done < total_steps and not interrupted:
+                try:
+                    images = run.images
+                    run.advance()
+                    progress.see(run.images - images, run.stream.waited)
+                    progress.advance(1, loss=run.losses[-1], rate=optimizer.param_groups[0]["lr"])
+                    recorder.step()
+                    interrupted, due = any_rank(interrupt.pending, saver.is_due())
+                    if interrupted or due:
+                        saver.save()
+                except DivergenceError as error:
+                    progress.advance(-recovery.go_back(error))
+                    recorder.start()
+            if interrupted:
+                recorder.flush()
+                raise KeyboardInterrupt
+    return FitResult(tuple(run.losses), run.done, run.images, run.seconds(), run.retries, run.accumulation.parts)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 
 from bitalloc.errors import TrainingError
@@ -53,7 +54,8 @@ def drop_unused_gradients(model: nn.Module) -> int:
     For training steps that use a part of the model at a time (LIMPQ, arXiv 2203.08368: step sizes of bit-widths not drawn):
     without it a parameter that took no part would drift on by its momentum and shrink by its decay.
     """
-    used = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    # Weights that are spread over ranks take part in every pass.
+    used = [parameter for parameter in model.parameters() if parameter.grad is not None and not isinstance(parameter, DTensor)]
     if not used:
         return 0
     target = used[0].device

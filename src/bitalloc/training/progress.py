@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichBars
 from rich.text import Text
 
+from bitalloc.training.throughput import ADVICE, Throughput, per_second
+
 
 class Progress(ABC):
     """Work that is started, advances and is finished. Work may be started inside other work; the innermost one advances."""
@@ -29,6 +31,9 @@ class Progress(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Ends the innermost work."""
+
+    def see(self, images: int, waited: float) -> None:  # noqa: B027 (a display of one's own need not show it)
+        """The innermost work has seen ``images`` more, which it waited for during ``waited`` seconds. Ignored unless overridden."""
 
     @contextmanager
     def task(self, name: str, total: int | None, completed: int = 0) -> Iterator[None]:
@@ -63,9 +68,11 @@ class RichProgress(Progress):
 
     Args:
         console: where to draw. Default: standard error, so that results on standard output can be piped.
+        interval: seconds over which images a second and the wait for data are counted. Default 10.
+        clock: gives the time in seconds.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         # Standard output is left alone: it carries results.
         self._bars = RichBars(
             TextColumn("{task.description}"),
@@ -77,19 +84,31 @@ class RichProgress(Progress):
             console=console or Console(stderr=True),
             redirect_stdout=False,
         )
+        self._interval, self._clock = interval, clock
         self._tasks: list[TaskID] = []
+        self._advised = False
 
     def start(self, name: str, total: int | None, completed: int = 0) -> None:
         """Adds a bar."""
         if not self._tasks:
             self._bars.start()
-        self._tasks.append(self._bars.add_task(name, total=total, completed=completed, metrics=""))
+        throughput = Throughput(self._clock(), self._interval)
+        self._tasks.append(self._bars.add_task(name, total=total, completed=completed, metrics="", throughput=throughput))
 
     def advance(self, n: int = 1, **metrics: float) -> None:
         """Moves the bar that was added last."""
         if metrics:
             self._bars.update(self._tasks[-1], metrics=_format_metrics(metrics))
         self._bars.advance(self._tasks[-1], n)
+
+    def see(self, images: int, waited: float) -> None:
+        """Shows images a second instead of steps; says once above the bars if the wait for data is long."""
+        task = next(task for task in self._bars.tasks if task.id == self._tasks[-1])
+        throughput: Throughput = task.fields["throughput"]
+        throughput.see(images, waited, self._clock())
+        if throughput.starved and not self._advised:
+            self._advised = True
+            self._bars.console.print(_advice(task.description, throughput), highlight=False)
 
     def finish(self) -> None:
         """Stops the bar that was added last; it stays on the screen as it is."""
@@ -108,6 +127,7 @@ class _Work:
     started: float
     reported: float
     before: int  # done in an earlier sitting
+    throughput: Throughput
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -124,12 +144,14 @@ class LogProgress(Progress):
     def __init__(self, stream: TextIO | None = None, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._interval, self._clock = stream, interval, clock
         self._work: list[_Work] = []
+        self._advised = False
 
     def start(self, name: str, total: int | None, completed: int = 0) -> None:
         """Writes a line."""
         now = self._clock()
-        self._work.append(_Work(name, total, completed, now, now, completed))
-        self._write(f"{name}: start" + (f" at {completed}" if completed else "") + (f" of {total}" if total is not None else ""))
+        self._work.append(_Work(name, total, completed, now, now, completed, Throughput(now, self._interval)))
+        known = f" of {total}" if total is not None else ""
+        self._write(f"{name}: resumed, {completed}{known} done before" if completed else f"{name}: started, 0{known} done")
 
     def advance(self, n: int = 1, **metrics: float) -> None:
         """Writes a line if the interval is over."""
@@ -140,15 +162,25 @@ class LogProgress(Progress):
             work.reported = now
             self._write(self._line(work, now))
 
+    def see(self, images: int, waited: float) -> None:
+        """Lines show images a second instead of steps; one more line, once, says if the wait for data is long."""
+        work = self._work[-1]
+        work.throughput.see(images, waited, self._clock())
+        if work.throughput.starved and not self._advised:
+            self._advised = True
+            self._write(_advice(work.name, work.throughput))
+
     def finish(self) -> None:
         """Writes a line with the time taken."""
         work = self._work.pop()
-        seconds = self._clock() - work.started
-        self._write(f"{work.name}: end, {work.done} done, {_duration(seconds)}" + _suffix(work.metrics))
+        ended = "finished" if work.total is None or work.done >= work.total else "stopped"
+        known = f" of {work.total}" if work.total is not None else ""
+        self._write(f"{work.name}: {ended}, {work.done}{known} done in {_duration(self._clock() - work.started)}" + _suffix(work.metrics))
 
     def _line(self, work: _Work, now: float) -> str:
         rate = (work.done - work.before) / max(now - work.started, 1e-9)
-        parts = [f"{work.done}/{work.total} ({100 * work.done // work.total} %)" if work.total else f"{work.done}", f"{rate:.3g}/s"]
+        parts = [f"{work.done}/{work.total} ({100 * work.done // work.total} %)" if work.total else f"{work.done}"]
+        parts.append(str(work.throughput) if work.throughput.known else per_second(rate))
         if work.total is not None and rate > 0:
             parts.append(f"{_duration((work.total - work.done) / rate)} left")
         return f"{work.name}: " + ", ".join(parts) + _suffix(work.metrics)
@@ -166,7 +198,14 @@ def make_progress(quiet: bool) -> Progress:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+        throughput: Throughput = task.fields["throughput"]
+        if throughput.known:
+            return Text(str(throughput))
+        return Text("" if task.speed is None else per_second(task.speed))
+
+
+def _advice(name: str, throughput: Throughput) -> str:
+    return f"{name}: {100 * throughput.waiting:.0f} % {ADVICE}"
 
 
 def _format_metrics(metrics: dict[str, float]) -> str:

@@ -92,3 +92,28 @@ class WarmupCosine(Schedule):
         if self.base not in rates:
             raise TrainingError(f"the schedule has the base rate {self.base}, the optimiser has {rates}: give both the same rate.")
         super().apply(optimizer, step)
+
+
+@final
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """``rate(t) = base * by^floor(t / every)`` for every group.
+
+    Args:
+        every: steps between two falls.
+        by: what the rate is multiplied by at each. Default 0.1, the usual value.
+
+    Raises:
+        TrainingError: a number is out of range.
+    """
+
+    every: int
+    by: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 < self.by <= 1:
+            raise TrainingError(f"the rate falls every {self.every} steps by {self.by}, expected a positive number and a factor up to 1.")
+
+    def factor(self, step: int) -> float:
+        """``by`` to the number of falls so far."""
+        return float(self.by ** (step // self.every))

@@ -47,13 +47,25 @@ def loss_step(loss_fn: LossFunction) -> TrainStep:
     """
 
     def step(model: nn.Module, batch: Any) -> float:
-        loss = loss_fn(model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise TrainingError(f"loss_fn gave {_describe(loss)}, expected a tensor with one element that depends on trainable parameters.")
-        backward(loss)
-        return float(loss.detach())
+        return float(learn(loss_fn, model, batch))
 
     return step
+
+
+def learn(loss_fn: LossFunction, model: nn.Module, batch: Any, weight: float = 1.0) -> Tensor:
+    """One forward and one backward pass; adds the gradients of ``weight`` times the loss to ``.grad``.
+
+    Returns:
+        The loss without the weight, shape (), without gradient. It stays on the device: several passes need not wait for each other.
+
+    Raises:
+        TrainingError: ``loss_fn`` gives something else than a tensor with one element and a gradient.
+    """
+    loss = loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise TrainingError(f"loss_fn gave {_describe(loss)}, expected a tensor with one element that depends on trainable parameters.")
+    backward(loss if weight == 1.0 else loss * weight)
+    return loss.detach().reshape(())
 
 
 def _describe(value: object) -> str:

@@ -8,15 +8,20 @@ from bitalloc.wrap.functional import QuantizedParameter
 from bitalloc.wrap.inherit import inherit
 from bitalloc.wrap.layers import QuantizedLayer
 from bitalloc.wrap.quantize import check_policy, prepare_joint, quantize, quantized_layers
-from bitalloc.wrap.switch import active_bits, switch
+from bitalloc.wrap.step_sizes import StepSizeFinding, StepSizes, broken_step_sizes, step_size_report, step_sizes
+from bitalloc.wrap.switch import Switch, active_bits, switch
 
 __all__ = [
     "QuantizedLayer",
     "QuantizedParameter",
     "QuantizerSettings",
+    "StepSizeFinding",
+    "StepSizes",
+    "Switch",
     "SwitchableBatchNorm",
     "active_bits",
     "branch_of",
+    "broken_step_sizes",
     "calibrate",
     "check_policy",
     "float_state_dict",
@@ -25,6 +30,8 @@ __all__ = [
     "quantize",
     "quantized_layers",
     "run_on_inputs",
+    "step_size_report",
+    "step_sizes",
     "switch",
     "uniform_passes",
 ]

@@ -60,10 +60,10 @@ def converted(
     inputs = {names[0]: _input_quantizer(names, chosen, grids, settings) for names in input_groups}
     layers = {name: _layer(modules, target) for name, target in targets.items()}
     for names in weight_groups:
-        _attach("weight_quantizer", weights[names[0]], [layers[name] for name in names])
+        attach("weight_quantizer", weights[names[0]], [layers[name] for name in names])
     for names in input_groups:
         device = layers[names[0]].weight.device
-        _attach("input_quantizer", inputs[names[0]].to(device), [layers[name] for name in names])
+        attach("input_quantizer", inputs[names[0]].to(device), [layers[name] for name in names])
     for name, target in targets.items():
         if target.scope is not None:
             watch(modules[target.scope], layers[name])
@@ -123,7 +123,8 @@ def _layer(modules: Mapping[str, nn.Module], target: Target) -> QuantizedLayer:
     return owner
 
 
-def _attach(side: str, quantizer: nn.Module, layers: Sequence[QuantizedLayer]) -> None:
+def attach(side: str, quantizer: nn.Module, layers: Sequence[QuantizedLayer]) -> None:
+    """Makes ``quantizer`` that of all ``layers``: a child of the first, which the others refer to; ``side`` is the attribute's name."""
     first, *others = layers
     first.add_module(side, quantizer)
     quantizer.train(first.training)

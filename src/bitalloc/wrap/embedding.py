@@ -1,13 +1,10 @@
 """The quantized embedding: a table whose rows are quantized when they are looked up."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitalloc.policy import FLOAT
-from bitalloc.quantizers import fake_quantize
 from bitalloc.wrap.layers import QuantizedLayer
 
 
@@ -24,10 +21,7 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):
         rows = self.compute(input, self.weight, None)
         if quantizer.bits == FLOAT:
             return rows
-        step = quantizer.step
-        low, high = quantizer.levels
-        scale = 1.0 / math.sqrt(high * self.weight.numel() / step.numel())
-        out = fake_quantize(rows, step if step.numel() == 1 else F.embedding(input, step[:, None]), low, high, scale)
+        out = quantizer.rows(rows, input, self.weight)
         return out if self.padding_idx is None else torch.where((input == self.padding_idx)[..., None], out.detach(), out)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:

@@ -71,7 +71,7 @@ def prepare_joint(model: nn.Module, space: SearchSpace, description: Description
     Raises:
         PolicyError: the space belongs to another model; it names the layers.
     """
-    _check_names(model, space.candidates, left_out=[entry.name for entry in description.not_counted])
+    check_layers(model, space.candidates, left_out=[entry.name for entry in description.not_counted])
     joint = converted(model, space.candidates, space.shared_inputs, settings or QuantizerSettings())
     modules = dict(joint.named_modules())
     for norm, producer in description.producers.items():
@@ -98,7 +98,7 @@ def check_policy(model: nn.Module, policy: Policy) -> None:
     under ``not_counted``. Neither need embeddings, subclasses, computed weights and parameters of custom modules, which then stay in
     floating point.
     """
-    targets = _check_names(model, policy.bits, left_out=policy.provenance.get("not_counted", ()))
+    targets = check_layers(model, policy.bits, left_out=policy.provenance.get("not_counted", ()))
     modules = dict(model.named_modules())
     shapes = {name: tuple(weight_of(modules, target).shape) for name, target in targets.items()}
     reshaped = [f"{name} (policy {shape}, model {shapes[name]})" for name, shape in policy.weight_shapes.items() if shapes[name] != shape]
@@ -113,7 +113,8 @@ def check_policy(model: nn.Module, policy: Policy) -> None:
             raise PolicyError(f"layer {name} is a table look-up and reads no activation: its activation width must be 32.")
 
 
-def _check_names(model: nn.Module, names: Iterable[str], left_out: Iterable[str]) -> dict[str, Target]:
+def check_layers(model: nn.Module, names: Iterable[str], left_out: Iterable[str]) -> dict[str, Target]:
+    """The named layers of a float model. Raises PolicyError if it has others, but for ``left_out``, or lacks some."""
     targets = find_targets(model, names)
     missing = sorted(set(always_quantizable(model)) - set(targets) - set(left_out))
     if missing:

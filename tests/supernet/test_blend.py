@@ -1,0 +1,144 @@
+import gc
+
+import pytest
+import torch
+
+from bitalloc.quantizers import InputLSQ, InputPACT, WeightLSQ, WeightPACT, use_fake_quantize
+from bitalloc.supernet.blend import blend, composed
+
+WIDTHS = (32, 4, 2)
+
+
+def observed(quantizer, x):
+    quantizer.observe()
+    quantizer(x)
+    quantizer.initialise()
+    quantizer.forget()
+    return quantizer
+
+
+BANKS = {
+    "step size of activations": lambda x: observed(InputLSQ("x", WIDTHS), x),
+    "clipping range": lambda x: observed(InputPACT("x", WIDTHS, start=1.5), x),
+    "step size of weights": lambda x: WeightLSQ("w", WIDTHS, x, 1),
+    "largest weight": lambda x: WeightPACT("w", WIDTHS),
+}
+banks = pytest.mark.parametrize("bank", BANKS.values(), ids=list(BANKS))
+
+
+def parts(bank, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4, generator=generator).abs().to(dtype).requires_grad_()
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=dtype, requires_grad=True)
+    incoming = torch.randn(5, 4, generator=generator).to(dtype)
+    quantizer = bank(x.detach().float()).to(dtype)
+
+    def branch(x, bits):
+        quantizer.switch(bits)
+        return quantizer(x)
+
+    return x, logits, incoming, branch, list(quantizer.parameters())
+
+
+def results(function, bank, dtype=torch.float64):
+    x, logits, incoming, branch, parameters = parts(bank, dtype)
+    shares = logits.softmax(0)
+    out = blend(x, shares, branch, WIDTHS, parameters) if function is blend else composed(x, shares, branch, WIDTHS)
+    gradients = torch.autograd.grad(out, [x, logits, *parameters], incoming, allow_unused=True)
+    return [out, *gradients]
+
+
+@banks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_and_gradients_are_those_of_the_plain_formula(bank, dtype):
+    for own, plain in zip(results(blend, bank, dtype), results(composed, bank, dtype), strict=True):
+        assert (own is None) == (plain is None)
+        if own is not None:
+            torch.testing.assert_close(own, plain)
+
+
+def test_gradients_are_the_closed_forms():
+    x = torch.tensor([-1.0, 0.2, 0.9, 3.0], requires_grad=True)
+    bank = observed(InputPACT("x", (4, 2), "unsigned", start=2.0), x.detach())
+    logits = torch.tensor([0.0, 1.0], requires_grad=True)
+    shares = logits.softmax(0)
+
+    def branch(x, bits):
+        bank.switch(bits)
+        return bank(x)
+
+    incoming = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    blend(x, shares, branch, (4, 2), [bank.clip_range]).backward(incoming)
+    p = shares.tolist()
+    inner = [float((incoming * branch(x, bits)).sum().detach()) for bits in (4, 2)]
+    mean = p[0] * inner[0] + p[1] * inner[1]
+    assert x.grad.tolist() == pytest.approx([0, 2, 3, 0])
+    assert bank.clip_range.grad.item() == pytest.approx(4)  # the shares add up to 1
+    assert logits.grad.tolist() == pytest.approx([p[0] * (inner[0] - mean), p[1] * (inner[1] - mean)], rel=1e-5)
+
+
+@banks
+def test_second_derivatives_are_those_of_the_plain_formula(bank):
+    def second(function):
+        x, logits, incoming, branch, parameters = parts(bank)
+        incoming.requires_grad_()
+        scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        shares = logits.softmax(0)
+        out = blend(x * scale, shares, branch, WIDTHS, parameters) if function is blend else composed(x * scale, shares, branch, WIDTHS)
+        inputs = [x, logits, *parameters]
+        first = torch.autograd.grad((out**2 * incoming).sum(), inputs, create_graph=True, allow_unused=True)
+        total = sum((gradient**2).sum() for gradient in first if gradient is not None)
+        return torch.autograd.grad(total, [*inputs, scale, incoming], allow_unused=True)
+
+    for own, plain in zip(second(blend), second(composed), strict=True):
+        assert (own is None) == (plain is None)
+        if own is not None:
+            torch.testing.assert_close(own, plain)
+
+
+def test_second_derivative_of_the_shares_equals_finite_differences():
+    # The values are smooth in the logits, and so is the gradient with respect to x, which a student's attribution map is made of.
+    x, logits, incoming, branch, parameters = parts(BANKS["step size of activations"])
+
+    def slope(logits):
+        leaf = x.detach().requires_grad_()
+        out = blend(leaf, logits.softmax(0), branch, WIDTHS, parameters)
+        (gradient,) = torch.autograd.grad((out**3 * incoming).sum(), leaf, create_graph=True)
+        return (gradient**2).sum()
+
+    assert torch.autograd.gradcheck(slope, [logits])
+
+
+def test_only_the_input_is_kept_for_the_backward_pass():
+    x, _, _, branch, parameters = parts(BANKS["step size of activations"], torch.float32)
+    sizes = []
+
+    def note(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), use_fake_quantize("reference"):
+        blend(x, torch.full((3,), 1 / 3), branch, WIDTHS, parameters)
+    assert sizes.count(x.numel()) == 1
+
+
+def test_nothing_stays_alive_after_second_derivatives():
+    x, logits, _, branch, parameters = parts(BANKS["clipping range"], torch.float32)
+
+    def run():
+        out = blend(x * 2, logits.softmax(0), branch, WIDTHS, parameters)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        torch.autograd.grad(gradient.square().sum(), logits)
+
+    def alive():
+        return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
+
+    run()
+    gc.disable()  # reference cycles would be leaks between two collections
+    try:
+        before = alive()
+        for _ in range(20):
+            run()
+        assert alive() <= before + 2
+    finally:
+        gc.enable()

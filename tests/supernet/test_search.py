@@ -1,0 +1,267 @@
+import copy
+import gc
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bitalloc.budget import Budget
+from bitalloc.choices import search_space
+from bitalloc.costs import BitOps
+from bitalloc.errors import InfeasibleError, SpaceError, TrainingError
+from bitalloc.search import Problem, solve
+from bitalloc.space import Table
+from bitalloc.supernet import (
+    DualAscent,
+    FixedLambda,
+    GumbelSoftmax,
+    SearchSettings,
+    SinglePath,
+    SupernetSettings,
+    expected_cost,
+    fillings,
+    is_architecture_logit,
+    prepare_supernet,
+    supernet_search,
+)
+from bitalloc.supernet.search import _optimizer
+from bitalloc.supernet.step import SearchStep
+from bitalloc.training import CheckpointConfig, Constant, Engine, StepDecay
+from bitalloc.wrap import calibrate, quantized_layers
+
+SETTINGS = SearchSettings(learning_rate=0.01, supernet=SupernetSettings(range_start=None))
+
+
+def search(case, budgets, steps=24, **options):
+    options.setdefault("settings", SETTINGS)
+    options.setdefault("loss_fn", case.loss_fn)
+    loss_fn, loader = options.pop("loss_fn"), options.pop("loader", case.loader)
+    return supernet_search(
+        case.model, case.description, case.space, loader, loss_fn, steps=steps, budgets=budgets, calibration=case.loader, **options
+    )
+
+
+def in_between(case, share):
+    """A BitOps budget between the smallest and the widest policy."""
+    ends = [sum(pick(case.table.values[n][b] for b in c.pairs) for n, c in case.space.candidates.items()) for pick in (min, max)]
+    return Budget("bitops", ends[0] + share * (ends[1] - ends[0]), case.table)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_expected_cost_ends_within_two_percent_and_the_policy_within_the_budget(case, share, seed):
+    budget = in_between(case, share)
+    result = search(case, [budget], steps=40, settings=replace(SETTINGS, seed=seed))
+    assert result.expected[0] == pytest.approx(budget.limit, rel=0.02)
+    score = result.log_probabilities.scores(case.space)
+    solutions = [solve(Problem(case.space, table, (budget,))) for table in fillings(score, case.space, [budget])]
+    assert all(budget.table.total(solution.bits) <= budget.limit for solution in solutions)
+
+
+@pytest.mark.parametrize("relaxation", [GumbelSoftmax(), SinglePath()])
+@pytest.mark.parametrize("pair", ["pact", "lsq"])
+def test_every_relaxation_and_pair_reaches_several_budgets(case, relaxation, pair):
+    budgets = case.costs.budgets({"bitops": "w4a4", "weight_bytes": "w3a3"})
+    settings = replace(SETTINGS, supernet=SupernetSettings(pair=pair, relaxation=relaxation, range_start=None))
+    result = search(case, budgets, steps=40, settings=settings)
+    assert max(cost / budget.limit for cost, budget in zip(result.expected, budgets, strict=True)) == pytest.approx(1, abs=0.02)
+
+
+def test_without_a_budget_the_policy_is_the_argmax(case):
+    result = search(case, [], settings=replace(SETTINGS, logit_rate=1.0))
+    found = solve(Problem(case.space, result.log_probabilities.scores(case.space), ())).bits
+    layers = quantized_layers(result.supernet)
+    for name in case.space.free:
+        choice = layers[name].weight_quantizer.choice
+        assert found[name].weight == choice.widths[int(choice.architecture_logits.argmax())]
+    assert len({tuple(row.values()) for row in result.log_probabilities.weight.values()}) == len(case.space.free)
+
+
+def test_what_a_result_tells(case, tmp_path):
+    budget = in_between(case, 0.3)
+    before = copy.deepcopy(case.model.state_dict())
+    result = search(case, [budget], steps=10)
+    assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
+    trace = result.trace
+    assert (len(trace.costs), len(trace.prices), len(trace.entropy), len(result.losses)) == (10, 10, 10, 10)
+    assert trace.entropy[0] == pytest.approx(1)
+    even = prepare_supernet(case.model, case.space, case.description)
+    assert trace.costs[0][0] == pytest.approx(expected_cost(even, case.table).item())
+    assert result.images == 120
+    found = result.log_probabilities
+    assert found.provenance["method"] == "edmips"
+    assert found.heads == ("head",)
+    json.dumps(found.to_json(), allow_nan=False)
+    found.save(tmp_path / "found.json")
+    assert type(found).load(tmp_path / "found.json").scores(case.space) == found.scores(case.space)
+
+
+def test_fixed_lambda_moves_the_logits_as_the_published_term(case):
+    macs = case.description.layers[0].macs
+    supernet = prepare_supernet(case.model, case.space, case.description, SETTINGS.supernet)
+    calibrate(supernet, case.loader)
+    budget = in_between(case, 0.3)
+    step = SearchStep(supernet, [budget], case.loss_fn, FixedLambda(0.05, macs), 10, Constant(), SETTINGS)
+    step(supernet, case.loader[0])
+    logits = {name: p for name, p in supernet.named_parameters() if name.endswith("logits")}
+    own = {name: p.grad.clone() for name, p in logits.items()}
+    supernet.zero_grad()
+    (case.loss_fn(supernet, case.loader[0]) + 0.05 * expected_cost(supernet, case.table) / macs).backward()
+    for name, parameter in logits.items():
+        torch.testing.assert_close(own[name], parameter.grad)
+
+
+def attribution(model, batch):
+    """A gradient of the network's own output within the loss, as attribution maps are."""
+    x = batch[0].detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).amax(1).sum(), x, create_graph=True)
+    return gradient.square().mean()
+
+
+@pytest.mark.parametrize("pair", ["pact", "lsq"])
+def test_an_attribution_term_changes_what_is_learned(case, pair):
+    settings = replace(SETTINGS, logit_rate=1.0, supernet=SupernetSettings(pair=pair, range_start=None))
+    plain = search(case, [], settings=settings, steps=6)
+    term = search(case, [], settings=settings, steps=6, attribution=lambda model, batch: 100 * attribution(model, batch))
+    assert term.log_probabilities.provenance["method"] == "gmpq"
+    assert term.log_probabilities.act != plain.log_probabilities.act
+
+
+def test_memory_does_not_grow_over_two_hundred_steps(case):
+    case.space = search_space(case.description, (4, 2), pins={"stem": "w8a8", "head": "w8a8"})
+    case.table = BitOps().table(case.description.layers, case.space)
+    supernet = prepare_supernet(case.model, case.space, case.description, SupernetSettings(pair="lsq"))
+    calibrate(supernet, case.loader)
+    budget = in_between(case, 0.3)
+    step = SearchStep(supernet, [budget], case.loss_fn, DualAscent(), 200, Constant(), SETTINGS, attribution)
+    optimizer = _optimizer(supernet, SETTINGS)
+
+    def run(count):
+        for index in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            step(supernet, tuple(part[:2] for part in case.loader[index % 3]))
+            optimizer.step()
+
+    def alive():
+        return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
+
+    run(2)
+    gc.collect()
+    gc.disable()  # what only a collection would free would be a leak on a GPU
+    try:
+        before = alive()
+        run(200)
+        assert alive() <= before + 2
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("relaxation", [GumbelSoftmax(), SinglePath()])
+def test_killed_and_resumed_it_ends_in_the_same_bits(case, tmp_path, relaxation):
+    settings = replace(SETTINGS, supernet=replace(SETTINGS.supernet, relaxation=relaxation))
+    budget = in_between(case, 0.3)
+    whole = search(case, [budget], settings=settings, steps=12)
+
+    class Killed(Exception):
+        pass
+
+    calls = []
+
+    def dying(model, batch):
+        calls.append(0)
+        if len(calls) > 8:
+            raise Killed
+        return case.loss_fn(model, batch)
+
+    config = CheckpointConfig(tmp_path / "search.safetensors", "run", steps=3)
+    with pytest.raises(Killed):
+        search(case, [budget], settings=settings, steps=12, checkpoint=config, loss_fn=dying)
+    resumed = search(case, [budget], settings=settings, steps=12, checkpoint=config)
+    assert resumed.losses == whole.losses
+    assert resumed.trace == whole.trace
+    state = whole.supernet.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.supernet.state_dict().items())
+
+
+def test_a_batch_in_parts_has_one_draw_and_one_price(case):
+    settings = replace(SETTINGS, supernet=replace(SETTINGS.supernet, relaxation=SinglePath()))
+    result = search(case, [in_between(case, 0.3)], settings=settings, steps=5, engine=Engine(accumulate=3))
+    assert len(result.trace.costs) == 5
+    assert result.parts == 3
+
+
+def test_in_bfloat16(case):
+    result = search(case, [in_between(case, 0.3)], steps=4, engine=Engine(precision="bfloat16"), attribution=attribution)
+    assert all(loss == loss for loss in result.losses)
+
+
+def test_logits_have_a_rate_of_their_own_and_no_decay(case):
+    supernet = prepare_supernet(case.model, case.space, case.description)
+    for settings in (SETTINGS, replace(SETTINGS, scale_rate=0.0)):
+        groups = _optimizer(supernet, settings).param_groups
+        own = {id(p) for name, p in supernet.named_parameters() if is_architecture_logit(name, p)}
+        (group,) = [group for group in groups if own & {id(p) for p in group["params"]}]
+        assert {id(p) for p in group["params"]} == own
+        assert (group["lr"], group["weight_decay"]) == (settings.logit_rate, 0)
+        held = [id(p) for group in groups for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in supernet.parameters())
+
+
+def test_the_rates_fall_as_published():
+    schedule = StepDecay(10)
+    assert [schedule.factor(step) for step in (0, 9, 10, 19, 20, 24)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    with pytest.raises(TrainingError):
+        StepDecay(0)
+
+
+def test_the_dry_run_changes_nothing(case):
+    class Shuffled:
+        def __iter__(self):
+            return iter([case.loader[int(index)] for index in torch.randperm(3)])
+
+    first = search(case, [in_between(case, 0.3)], loader=Shuffled(), steps=4)
+    torch.manual_seed(123)
+    second = search(case, [in_between(case, 0.3)], loader=Shuffled(), steps=4)
+    assert first.losses == second.losses
+
+
+def never(model, batch):
+    raise AssertionError("the training began")
+
+
+def test_bad_input_ends_before_the_training(case):
+    smallest = in_between(case, 0.0)
+    with pytest.raises(InfeasibleError, match=f"smallest policy of the search space costs {smallest.limit:.6g}"):
+        search(case, [replace(smallest, limit=0.9 * smallest.limit)], loss_fn=never)
+    rows = {name: row for name, row in case.table.values.items() if name != "head"}
+    with pytest.raises(SpaceError, match="no layer head"):
+        search(case, [Budget("bitops", smallest.limit * 2, Table(rows, "bitops"))], loss_fn=never)
+    with pytest.raises(TrainingError, match="the loader is empty"):
+        search(case, [], loader=[])
+    with pytest.raises(TrainingError, match="the loss gave a float"):
+        search(case, [], loss_fn=lambda model, batch: 1.0)
+    with pytest.raises(TrainingError, match="the loss is nan before the search begins"):
+        search(case, [], loss_fn=lambda model, batch: case.loss_fn(model, batch) * float("nan"))
+    with pytest.raises(TrainingError, match="0 steps"):
+        search(case, [], steps=0)
+    case.space = search_space(case.description, (4,))
+    with pytest.raises(SpaceError, match="nothing to search"):
+        search(case, [], loss_fn=never)
+
+
+def test_nan_in_the_double_backward_is_told_before_the_training(case):
+    def zero_map(model, batch):
+        x = batch[0].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (gradient * 0).square().sum().sqrt()  # the norm of a map that is zero
+
+    with pytest.raises(TrainingError, match="the attribution term is finite, but its gradient is not, before the search begins"):
+        search(case, [], attribution=zero_map)
+
+
+def test_a_wrapped_module_keeps_its_own_class(case):
+    supernet = prepare_supernet(case.model, case.space, case.description)
+    assert isinstance(supernet, case.Net)
+    assert isinstance(copy.deepcopy(supernet), nn.Module)
