@@ -28,8 +28,8 @@ from bitalloc.training.engine import emulates_bfloat16
 
 def figures(repeats: int, steps: int, rounds: int) -> dict[str, float]:
     print(f"{device()}, {torch.get_num_threads()} threads", flush=True)
-    report = fake_quantize_cost.figures(repeats)
     keep_freed_memory()  # as `bitalloc run` does; all sides have it
+    report = fake_quantize_cost.figures(repeats)
     report |= step_cost.figures(steps)
     joint = fake_quantize_cost.median_seconds(published_step.joint_steps(published_step.random_batch(128)), steps)
     print("joint step: " + ", ".join(f"{name} {value:.3f} s" for name, value in joint.items()), flush=True)
@@ -41,8 +41,10 @@ def figures(repeats: int, steps: int, rounds: int) -> dict[str, float]:
 
 def _processor_rates(rounds: int) -> dict[str, float]:
     kept: dict[str, str | bool] = {"keep_freed_memory": True, "channels_last": True}
-    rates = throughput.in_turn("resnet18", {"float32": (kept, 1), "bfloat16": ({**kept, "precision": "bfloat16"}, 1)}, rounds)
-    told = ", which this processor emulates" if emulates_bfloat16(device()) else ""
+    emulated = emulates_bfloat16(device())
+    sides: dict[str, tuple[dict[str, str | bool], int]] = {"float32": (kept, 1), "bfloat16": ({**kept, "precision": "bfloat16"}, 1)}
+    rates = throughput.in_turn("resnet18", sides, 1 if emulated else rounds)
+    told = ", which this processor emulates" if emulated else ""
     print(f"resnet18: {rates['float32']:.1f} images/s, {rates['bfloat16']:.1f} in bfloat16{told}", flush=True)
     processes = throughput.in_turn("resnet20", {"one": ({"keep_freed_memory": True}, 1), "two": ({"keep_freed_memory": True}, 2)}, rounds)
     print(f"resnet20: {processes['one']:.1f} images/s in one process, {processes['two']:.1f} in two", flush=True)

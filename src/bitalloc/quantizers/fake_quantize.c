@@ -6,14 +6,9 @@
  * ties to the even level, NaN kept by the comparisons, and a product with 0 or 1 where the reference multiplies by a mask.
  * Sums go over blocks whose size does not depend on the number of threads, in float within a block and in double over blocks.
  */
-#define _DEFAULT_SOURCE
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include <unistd.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #define BLOCK 4096
 /* Inlined whatever the compiler thinks of it, so that the flags are constants and no loop asks for the type. */
@@ -70,23 +65,6 @@ int64_t partial_sums(int64_t outer, int64_t channels, int64_t inner) {
     return outer * channels * blocks_of(inner, BLOCK);
 }
 
-/* Asks for the pages of a large result, a chunk that the second-level cache holds at a time, just before they are written.
- *
- * glibc takes every allocation above 32 MB from the system and gives it back, so that each page of a result is touched for the first
- * time. One call for 64 pages costs less than a fault for each. Huge pages would cost least, but waiting until the system has
- * moved memory about to make them took seconds. `place` and `size` are the bytes written next, of `total`.
- */
-static void make_pages(char *out, int64_t place, int64_t size, int64_t total) {
-#if defined(MADV_POPULATE_WRITE)
-    const int64_t least = 32 << 20, chunk = 256 << 10, start = blocks_of(place, chunk) * chunk;
-    if (total < least || start >= place + size) return;
-    const uintptr_t first = (uintptr_t)(out + start), page = first & -(uintptr_t)sysconf(_SC_PAGESIZE);
-    madvise((void *)page, first - page + smaller(chunk, total - start), MADV_POPULATE_WRITE); /* a refusal changes nothing */
-#else
-    (void)out, (void)place, (void)size, (void)total;
-#endif
-}
-
 INLINE void forward_loop(const char *x, float s, char *out, int64_t count, float low, float high, int half) {
 #pragma omp simd
     for (int64_t i = 0; i < count; i++) put(out, i, level(get(x, i, half) / s, low, high) * s, half);
@@ -100,7 +78,6 @@ static void forward_rows(const char *x, const float *step, char *out, int64_t ro
         const int64_t row = task / blocks, start = task % blocks * BLOCK, count = smaller(BLOCK, inner - start);
         const int64_t place = bytes(row * inner + start, half);
         const float s = step[row % channels];
-        make_pages(out, place, bytes(count, half), bytes(rows * inner, half));
         if (half)
             forward_loop(x + place, s, out + place, count, low, high, 1);
         else
@@ -165,7 +142,6 @@ static void backward_rows(const char *grad, const char *x, const float *step, ch
         const char *g = grad + place, *xs = x + place;
         char *gx = grad_x ? grad_x + place : 0;
         const float s = step[row % channels];
-        if (gx) make_pages(grad_x, place, bytes(count, half), bytes(rows * inner, half));
         const float sum = half ? backward_wanted(g, xs, s, gx, count, low, high, want_step, 1)
                                : backward_wanted(g, xs, s, gx, count, low, high, want_step, 0);
         if (want_step) partial[task] = sum;

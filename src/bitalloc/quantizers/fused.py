@@ -9,7 +9,7 @@ and for steps that do not lie in a run of axes, the operations run the reference
 ``autograd.Function``, because the checks around a registered operation take several times as long as a small tensor:
 forward and backward of 64 elements took 160 instead of 500 microseconds on one core of a busy machine.
 
-Why a kernel in C: forward and backward of 8 MB and 256 MB on one AVX2 core took 0.9 to 1.4 times a ``relu``'s over several runs on a
+Why a kernel in C: forward and backward of 8 MB and 256 MB on one AVX2 core took 0.9 to 1.8 times a ``relu``'s over several runs on a
 machine with other work, since both are bound by memory. Beside it in one run, the reference through ``torch.compile`` took 1.1 and 1.0
 times as long, after 48 s of first compilation instead of 0.3 s. ``torch._fake_quantize_learnable_per_tensor_affine`` took 5 to 6 times
 as long and multiplies by the reciprocal of the step, which gives other levels than ONNX QuantizeLinear.
