@@ -11,7 +11,7 @@ from bitalloc.quantizers import FakeQuantizeMode, fake_quantize, use_fake_quanti
 from bitalloc.training import device
 
 MEGABYTES = (8, 256)
-Run = Callable[[], None]
+Run = Callable[[], object]
 
 
 def figures(repeats: int) -> dict[str, float]:
