@@ -69,6 +69,13 @@ def test_all_zero_maps_have_finite_distances_and_derivatives(ranking: Ranking) -
     assert second is None or second.isfinite().all()
 
 
+def test_the_size_of_a_map_with_one_position_has_no_gradient() -> None:
+    student = torch.tensor([[0.0, 3.0, 0.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(PowerRanking(FixedPower(1)).distance(torch.tensor([[1.0, 1, 1, 1]]), student).sum(), student)
+    # d N_j / d v_i = ((i == j) - N_i N_j) / ||v||, the distance's slope is 2 (N_S - N_T) / 4, and N_T is 1/2 everywhere.
+    torch.testing.assert_close(gradient, torch.tensor([[-1 / 12, 0, -1 / 12, -1 / 12]]))
+
+
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_two_derivatives_are_right(ranking: Ranking) -> None:
     teacher, student = maps(2, 9), maps(2, 9, seed=1).requires_grad_()

@@ -134,10 +134,11 @@ def test_fingerprint_is_of_the_content() -> None:
     assert len(one) == 64
 
 
-def test_moving_keeps_the_epoch() -> None:
+def test_moving_and_sharing_keep_the_epoch() -> None:
     batches = make(shuffle=True)
     batches.set_epoch(2)
     assert torch.equal(batches.to("cpu").batch(1)[0], batches.batch(1)[0])
+    assert torch.equal(batches.share(0, 1).batch(1)[0], batches.batch(1)[0])
 
 
 @pytest.mark.parametrize("index", [-1, 3])

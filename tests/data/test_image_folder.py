@@ -125,6 +125,12 @@ def test_a_corrupt_image_is_named_in_one_sentence(root: Path, workers: int, cont
         list(test)
 
 
+def test_an_image_too_large_to_be_decoded_safely_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(FileError, match="cannot be read as an image .*decompression bomb"):
+        load(root).test.batch(0)
+
+
 def empty(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()

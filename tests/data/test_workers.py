@@ -66,7 +66,9 @@ def test_batches_are_the_same_with_and_without_workers_from_any_position() -> No
 
 
 def test_shares_of_ranks_read_their_own_images_and_make_up_the_whole() -> None:
-    whole, parts = make(0), [make(0).share(rank, 2) for rank in range(2)]
+    whole = make(0)
+    whole.set_epoch(3)
+    parts = [whole.share(rank, 2) for rank in range(2)]
     images = torch.cat([part.batch(4)[0] for part in parts])
     assert torch.equal(images, whole.batch(4)[0])
     assert [part.image_count for part in parts] == [33, 33]

@@ -59,6 +59,22 @@ def test_cifar_resnets_have_the_published_depth_and_size(build: Callable[[], nn.
     assert found.producers["layer3.0.bn2"] == "layer3.0.conv2"
 
 
+@pytest.mark.parametrize(
+    ("build", "changed", "sizes"),
+    [
+        (resnet20, lambda: resnet20(stem_stride=2), (32, 64)),
+        (resnet18, lambda: resnet18(small_images=True), (128, 32)),
+    ],
+)
+def test_for_images_of_another_size_the_weights_are_the_same(
+    build: Callable[[], nn.Module], changed: Callable[[], nn.Module], sizes: tuple[int, int]
+) -> None:
+    """All layers behind the first one see maps of the same size."""
+    plain, other = (describe_on_meta(network, size) for network, size in zip((build, changed), sizes, strict=True))
+    assert [(layer.name, layer.weight_shape) for layer in plain.layers] == [(layer.name, layer.weight_shape) for layer in other.layers]
+    assert [layer.macs for layer in plain.layers[1:]] == [layer.macs for layer in other.layers[1:]]
+
+
 def test_the_option_a_shortcut_subsamples_and_pads_with_zeros() -> None:
     block = resnet20().layer2[0].eval()
     nn.init.zeros_(block.bn2.weight)  # the residual branch gives nothing: only the shortcut is left

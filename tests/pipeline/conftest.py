@@ -48,6 +48,35 @@ def net(width=4):
     return Net(width)
 
 
+class Attention(Net):
+    """A layer that is named after a parameter, attn.in_proj_weight, because no module holds it as its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.attn(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def attention():
+    model = Attention()
+    del model.body
+    return model
+
+
+class Branching(Net):
+    """What the values are decides what is computed, which ONNX's exporter refuses."""
+
+    def forward(self, x):
+        return super().forward(x if float(x.sum()) > -1e9 else -x)
+
+
+def branching():
+    return Branching()
+
+
 def nothing_to_quantize():
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.ReLU())
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import bitalloc as ba
+from bitalloc.errors import TrainingError
 
 
 def _model() -> nn.Module:
@@ -86,6 +88,27 @@ def test_the_verbs_in_a_row(tmp_path: Path) -> None:
     agreement = ba.verify_onnx(tmp_path / "model.onnx", deployed, loader)
     assert (agreement.images, agreement.agreement) == (64, 1.0)
     assert agreement.max_abs_diff < 1e-3
+
+
+def test_fine_tuning_on_batches_that_are_dicts_with_labels() -> None:
+    """Calibration, batch norms and the report on step sizes run the model as ``forward`` says: with the result of pairs."""
+    model, loader = _model(), list(_batches())
+    description = ba.describe(model, torch.zeros(1, 1, 8, 8))
+    policy = ba.Policy.uniform(description.layers, ba.Bits(4, 2), ba.first_last_pins(description))
+    named = [{"pixels": images, "labels": labels} for images, labels in loader]
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(batch["pixels"]), batch["labels"])
+
+    found = ba.finetune(model, policy, named, loss, steps=8, calibration=named, forward=lambda model, batch: model(batch["pixels"]))
+    pairs = ba.finetune(model, policy, loader, _loss, steps=8, calibration=loader)
+    assert found.losses == pairs.losses
+    assert found.findings == pairs.findings
+    assert all(
+        value.equal(other) for value, other in zip(found.model.state_dict().values(), pairs.model.state_dict().values(), strict=True)
+    )
+    with pytest.raises(TrainingError, match=r"the keys pixels, labels, which Sequential.forward does not take .* give a function forward"):
+        ba.finetune(model, policy, named, loss, steps=1, calibration=named)
 
 
 def test_fine_tuning_with_callbacks() -> None:

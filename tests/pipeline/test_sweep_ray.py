@@ -108,7 +108,7 @@ def test_so_many_runs_at_a_time_and_all_in_the_end(fake: Any) -> None:
 )
 def test_every_run_gets_its_share_of_the_machine(fake: Any, resources: Any, parallel: int, share: Any) -> None:
     ray = fake(resources)
-    list(RayExecutor(parallel, lambda _: None).outcomes(jobs("a")))
+    list(RayExecutor(parallel, lambda _: None).outcomes(jobs(*"abcdef"[:parallel])))
     variables = ray.options["runtime_env"]["env_vars"]
     assert (ray.options["num_cpus"], ray.options["num_gpus"], variables["OMP_NUM_THREADS"]) == share
     # All runs find a place at the same time.
@@ -116,6 +116,12 @@ def test_every_run_gets_its_share_of_the_machine(fake: Any, resources: Any, para
         places = resources.get(name, 0) // needed if needed >= 1 else int(resources.get(name, 0)) * int(1 / needed) if needed else parallel
         assert places >= parallel
     assert variables["PYTHONPATH"].split(os.pathsep) == [path for path in sys.path if path]
+
+
+def test_places_that_no_run_needs_are_shared_by_the_others(fake: Any) -> None:
+    ray = fake({"CPU": 8.0})
+    list(RayExecutor(8, lambda _: None).outcomes(jobs("a", "b")))
+    assert ray.options["num_cpus"] == 4
 
 
 def test_a_number_of_threads_that_is_set_stays(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:

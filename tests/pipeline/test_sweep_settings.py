@@ -42,6 +42,9 @@ def test_values_are_toml_and_words_need_no_quotes(text: str, values: list[Any]) 
         (["seed="], "expected KEY=VALUE"),
         (["=1"], "expected KEY=VALUE"),
         (["seed=1", "seed=2"], "--set seed is there twice"),
+        (['name="a,b",c'], "write words separated by commas without quotes, or all values as TOML"),
+        (["space.weight=[8,4],w"], "cannot be read"),
+        (["seed=0,,1"], "cannot be read"),
     ],
 )
 def test_what_is_no_setting_is_refused(texts: list[str], message: str) -> None:

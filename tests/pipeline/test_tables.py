@@ -59,6 +59,8 @@ def _level(name: str, **changed: Any) -> dict[str, Any]:
         "alpha": 2.25,
         "alpha_reason": "ranges 9 / 4",
         "projected": ["conv1 act at 4 bits: 0.1 to 0.2"],
+        "supernet": None,
+        "attribution_distance": None,
         **changed,
     }
 
@@ -69,6 +71,7 @@ def test_the_summary(width: int, levels: list[str]) -> None:
     convention = "BitOps = sum over 54 layers of MACs x weight bits x activation bits; pinned: conv1 at w8a8"
     summary = {"name": "imagenet_resnet50", "float_top1": 0.775, "levels": list(map(_level, levels)), "bitops_convention": convention}
     summary["training_notes"] = []
+    summary["scoring"] = {"method": "limpq", "source": None, "seconds": 4321.0, "images": 3_000_000}
     text = _text(tables.summary_table(summary), width)
     for part in ("76.90 %", "100.00 %", "3.25", "4.50", "8,123,456", "55,312,999,424", "optimal", "99.95 %", "ONNX Runtime agrees"):
         assert part in text, part
@@ -152,3 +155,24 @@ def test_the_accuracies(width: int) -> None:
     (line,) = (line for line in text.splitlines() if "w3a3" in line)
     assert line.split() == ["w3a3", "90.00", "%", "80.00", "%", "-"]
     assert "float model 95.00 %" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_summary_of_a_search_on_another_dataset(width: int) -> None:
+    end = {"name": "bitops", "expected": 101_000.0, "limit": 100_000.0, "unit": "bitops"}
+    searched = {"method": "gmpq", "seconds": 12.0, "images": 900, "budgets": [end], "entropy": 0.25}
+    level = _level("w3a4", alpha=None, alpha_reason=None, supernet=searched, attribution_distance={"mixed": 0.125, "uniform": 0.5})
+    summary = {
+        "name": "transfer",
+        "float_top1": 0.5,
+        "levels": [level],
+        "bitops_convention": "counted",
+        "training_notes": [],
+        "scoring": {"method": "gmpq", "source": {"data": "bitalloc.data:cifar10"}, "seconds": 12.0, "images": 900},
+    }
+    text = " ".join(_text(tables.summary_table(summary), width).split())
+    assert "gmpq ended at an expected bitops of 101,000, +1.0% from 100,000 bitops" in text
+    assert "entropy of the choices 0.250" in text
+    assert "gmpq took 12 s and 900 images on bitalloc.data:cifar10" in text
+    assert "mixed, ARD 0.125" in text
+    assert "alpha" not in text

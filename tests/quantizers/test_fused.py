@@ -188,6 +188,19 @@ def test_the_result_keeps_the_strides_of_a_dense_input():
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_of_new_tensors_changes_nothing(dtype):
+    x, step, incoming = torch.randn(8, 5), torch.full((8, 1), 0.1), torch.randn(8, 5)
+    expected = run("fused", x, step, incoming, -8, 7)
+    torch.set_default_dtype(dtype)
+    try:
+        found = run("fused", x, step, incoming, -8, 7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@compiled
 def test_gradients_add_up_when_used_twice():
     results = []
     for mode in ("fused", "reference"):

@@ -1,6 +1,7 @@
 """What does not depend on the widths is computed once a step, and the gradients are those of computing it in every pass."""
 
 import copy
+import weakref
 from collections import Counter
 
 import pytest
@@ -14,6 +15,7 @@ from bitalloc.choices import search_space
 from bitalloc.errors import TrainingError
 from bitalloc.policy import Bits
 from bitalloc.sensitivity import JointSettings, JointStep, learned_scale_importance
+from bitalloc.sensitivity.shared_stem import SharedStem
 from bitalloc.wrap import calibrate, prepare_joint, run_on_inputs
 from bitalloc.wrap.describe import describe
 
@@ -42,6 +44,18 @@ class Modules(Plain):
 
     def forward(self, x):
         return self.tail(self.front(self.bn(self.stem(x))))
+
+
+class Indices(Plain):
+    """A module of the stem that gives two tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool2d(2, 1, return_indices=True)
+
+    def forward(self, x):
+        values, indices = self.pool(self.bn(self.stem(x)))
+        return self.tail(values + indices / 36)
 
 
 class InPlace(Plain):
@@ -141,7 +155,7 @@ def result(kind, **options):
     return loss, {name: parameter.grad for name, parameter in joint.named_parameters()}
 
 
-NETWORKS = (Plain, Modules, InPlace, Skip, Twice, Dropped, Checkpointed, Reentrant, Words)
+NETWORKS = (Plain, Modules, Indices, InPlace, Skip, Twice, Dropped, Checkpointed, Reentrant, Words)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -215,6 +229,14 @@ def test_the_stem_is_computed_once(share, expected):
     assert counting.seen["native_group_norm", 3] == expected
     assert counting.seen["max_pool2d_with_indices", 3] == expected
     assert int(joint.bn.num_batches_tracked) == expected
+
+
+def test_activations_that_are_computed_without_gradients_are_not_held():
+    model, seen = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), []
+    model[1].register_forward_pre_hook(lambda module, args: seen.append(weakref.ref(args[0])))
+    with SharedStem(model, ()).step(), torch.no_grad():
+        model(images(dtype=torch.float32))
+        assert seen[0]() is None
 
 
 def test_every_step_computes_the_stem_anew():

@@ -96,6 +96,26 @@ def test_second_derivatives_are_those_of_the_plain_formula(bank):
             torch.testing.assert_close(own, plain)
 
 
+@banks
+def test_a_quantizer_that_is_called_twice_in_a_pass_counts_each_call_once(bank):
+    def derivatives(function):
+        x, logits, _, branch, parameters = parts(bank)
+
+        def mixed(x):
+            shares = logits.softmax(0)
+            return blend(x, shares, branch, WIDTHS, parameters) if function is blend else composed(x, shares, branch, WIDTHS)
+
+        inputs = [x, logits, *parameters]
+        first = torch.autograd.grad((mixed(mixed(x) ** 2) ** 2).sum(), inputs, create_graph=True, allow_unused=True)
+        total = sum((gradient**2).sum() for gradient in first if gradient is not None)
+        return [*first, *torch.autograd.grad(total, inputs, allow_unused=True)]
+
+    for own, plain in zip(derivatives(blend), derivatives(composed), strict=True):
+        assert (own is None) == (plain is None)
+        if own is not None:
+            torch.testing.assert_close(own, plain)
+
+
 def test_second_derivative_of_the_shares_equals_finite_differences():
     # The values are smooth in the logits, and so is the gradient with respect to x, which a student's attribution map is made of.
     x, logits, incoming, branch, parameters = parts(BANKS["step size of activations"])

@@ -61,7 +61,7 @@ def costs(limit):
     return Budget("bitops", limit, Table(rows, "bitops"))
 
 
-@pytest.mark.parametrize("limit", [100.0, 120.0, 150.0, 180.0])
+@pytest.mark.parametrize("limit", [100.0, 107.0, 120.0, 125.0, 150.0, 180.0])
 def test_fillings_use_the_budget_and_keep_the_order_within_one_cost(limit):
     budget = costs(limit)
     first, *others = fillings(FOUND.scores(SPACE), SPACE, [budget])
@@ -74,7 +74,8 @@ def test_fillings_use_the_budget_and_keep_the_order_within_one_cost(limit):
         same = [p for p in policies() if budget.table.total(p) == used[-1]]
         assert first.total(solution.bits) == pytest.approx(min(map(first.total, same)))
     assert used == sorted(used)
-    assert used[-1] >= 0.9 * limit
+    # Also where the most probable policy, of 152, exceeds the limit, and the most probable one inside it leaves a part unused.
+    assert used[-1] == max(total for total in map(budget.table.total, policies()) if total <= limit)
 
 
 def policies():

@@ -71,6 +71,18 @@ def test_channels_last_is_the_layout_of_every_step_and_of_none_after_it() -> Non
     assert all(parameter.is_contiguous() for parameter in laid_out.parameters())
 
 
+def test_channels_last_leaves_layouts_as_it_found_them_and_other_dimensions_alone() -> None:
+    torch.manual_seed(0)
+    volumes = nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(2), nn.Unflatten(2, (2, 4)), nn.Conv2d(4, 4, 2))
+    volumes[3].to(memory_format=torch.channels_last)
+    model = nn.Sequential(volumes, nn.Flatten(), nn.Linear(12, 3))
+    batch = torch.randn(4, 1, 4, 4, 4), torch.tensor([0, 1, 2, 0])
+    fit(model, [batch], step=loss_step(cross_entropy_loss()), optimizer=sgd(model, 0.1), total_steps=1, engine=Engine(channels_last=True))
+    assert volumes[0].weight.is_contiguous()
+    assert volumes[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not volumes[3].weight.is_contiguous()
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does it
 def test_a_compiled_model_learns_the_same_and_is_not_compiled_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
@@ -97,7 +109,8 @@ def test_a_compiled_model_learns_the_same_and_is_not_compiled_afterwards(monkeyp
         ({"accumulate": 0}, "accumulate is 0, expected at least 1"),
         ({"retry_rate": 1.0}, "retry_rate is 1.0"),
         ({"sharding": "half"}, "there is no sharding 'half'"),
-        ({"sharding": "full", "compile": True}, "does not go together"),
+        ({"sharding": "full", "compile": True}, "does not go together with compile"),
+        ({"sharding": "full", "split_on_memory": True}, "does not go together with split_on_memory"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(wrong: dict[str, Any], message: str) -> None:

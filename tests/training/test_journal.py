@@ -86,6 +86,18 @@ def test_every_step_of_a_short_training_is_a_line(tmp_path: Path) -> None:
     assert all(line["time"].endswith("+00:00") for line in lines)
 
 
+def test_a_journal_that_fails_ends_the_training_after_a_checkpoint(tmp_path: Path) -> None:
+    class Full(Journal):
+        def write(self, entry):
+            if entry.step == 3:
+                raise FileError("the disk is full")
+
+    with pytest.raises(FileError, match="the disk is full"):
+        train(Full(), 5, path=tmp_path / "checkpoint")
+    train(JsonLines(tmp_path / "log"), 5, path=tmp_path / "checkpoint")
+    assert [step for step, _ in steps(tmp_path / "log")] == [4, 5]
+
+
 def test_losses_are_those_of_the_steps(tmp_path: Path) -> None:
     train(JsonLines(tmp_path / "log"))
     assert steps(tmp_path / "log") == [(1, 1.0), (2, 1.0), (3, -0.5)]

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bitalloc import describe, search_space
 from bitalloc.data import ImageBatches
-from bitalloc.errors import TrainingError
+from bitalloc.errors import FileError, TrainingError
 from bitalloc.pipeline.finetune import FinetuneSettings, finetune
 from bitalloc.policy import Bits, Policy
 from bitalloc.sensitivity import JointSettings, learned_scale_importance
-from bitalloc.training import CheckpointConfig, Engine, cross_entropy_loss, evaluate, fit, loss_step, sgd
+from bitalloc.training import CheckpointConfig, Engine, Journal, cross_entropy_loss, evaluate, fit, loss_step, sgd
 from bitalloc.training.ranks import rank
 from bitalloc.wrap import active_bits
 
@@ -102,6 +102,40 @@ def spread():
     return {"measured": measured(engine), "finetuned": finetuned(engine)}
 
 
+def in_parts():
+    """Losses of trainings in parts: of 2 and 3 images a rank in up to 3 parts; and of a rank that has memory for one image less."""
+
+    def train(engine, size, step):
+        model = network()
+        data = ImageBatches(*images(), size, (0.2,), (0.2,))
+        result = fit(model, data, step=step, optimizer=sgd(model, 0.1), total_steps=8, engine=engine)
+        return {"losses": result.losses, "parts": result.parts}
+
+    def hungry(model, batch):
+        if rank() == 1 and len(batch[0]) > 2:
+            raise torch.OutOfMemoryError("full")
+        return loss_step(LOSS)(model, batch)
+
+    uneven = {kind: train(Engine(sharding=kind, accumulate=3), 5, loss_step(LOSS)) for kind in ("none", "full")}
+    return {**uneven, "hungry": train(Engine(split_on_memory=True), 6, hungry)}
+
+
+def unwritten():
+    """The error that every rank gets if the journal of rank 0 fails at step 2."""
+
+    class Full(Journal):
+        def write(self, entry):
+            if entry.step == 2:
+                raise FileError("the disk is full")
+
+    model = network()
+    try:
+        fit(model, batches(), step=loss_step(LOSS), optimizer=sgd(model, 0.1), total_steps=5, journal=Full())
+    except (TrainingError, FileError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def interrupted(folder, engine=None):
     """Six steps at once, and six after a stop in the middle; clipped, with momentum. Names and shapes in the checkpoint."""
 
@@ -130,9 +164,9 @@ def interrupted(folder, engine=None):
 
 
 def normalised():
-    """Running statistics of a batch norm after training."""
+    """Running statistics of a batch norm after training at a rate that leaves the weights as they are."""
     model = network(norm=True)
-    result = fit(model, batches(), step=loss_step(LOSS), optimizer=sgd(model, 0.1), total_steps=7)
+    result = fit(model, batches(), step=loss_step(LOSS), optimizer=sgd(model, 1e-12), total_steps=7)
     return {"mean": model[1].running_mean.tolist(), "variance": model[1].running_var.tolist(), "images": result.images}
 
 
@@ -188,7 +222,7 @@ def weights(model):
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    found = {job.__name__: job() for job in (measured, finetuned, calibrated, normalised, augmented, failing, spread)}
+    found = {job.__name__: job() for job in (measured, finetuned, calibrated, normalised, augmented, failing, spread, in_parts, unwritten)}
     found["interrupted"] = {"none": interrupted(out), "full": interrupted(out, Engine(sharding="full"))}
     saved(out)
     (out / f"{rank()}.json").write_text(json.dumps(found))

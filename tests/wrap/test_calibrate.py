@@ -147,3 +147,12 @@ def test_run_on_inputs():
     assert run_on_inputs(model, 1) == (1, 0)
     assert run_on_inputs(model, (1, 2)) == (1, 0)
     assert run_on_inputs(model, {"first": 1, "second": 2}) == (1, 2)
+
+
+def test_an_error_within_a_model_that_takes_the_batch_is_its_own():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x + "one"
+
+    with pytest.raises(TypeError, match="str"):
+        run_on_inputs(Broken(), {"x": torch.ones(1)})

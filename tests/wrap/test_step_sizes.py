@@ -115,6 +115,19 @@ def test_activations_that_saturate_are_seen_with_data_only():
     assert step_size_report(model, start) == ()
 
 
+def test_all_channels_of_a_large_activation_are_looked_at():
+    """Three of four channels lie beyond the grid; the values that are looked at are a quarter of all."""
+    inputs = torch.ones(2**16, 4)
+    inputs[:, 0] = torch.linspace(0, 1, 2**16)
+    model = nn.Sequential(nn.Linear(4, 3))
+    model = quantize(model, Policy.uniform(describe(model, inputs[:1]).layers, Bits(4, 4)), calibration=[inputs])
+    start = moved(model)
+    inputs[:, 1:] *= 100
+    (found,) = (one for one in step_size_report(model, start, [inputs]) if one.side == "act")
+    assert found.problem == "saturated"
+    assert found.clipped == pytest.approx(0.75, abs=0.01)
+
+
 def test_steps_so_large_that_one_level_is_left():
     model = network()
     start = moved(model)

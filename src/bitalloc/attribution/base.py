@@ -44,8 +44,9 @@ class Attribution(ABC):
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 2:
             found = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
             raise TrainingError(f"the input is {found}, expected floating-point images of shape (N, ...): an attribution is a gradient.")
-        with torch.enable_grad():
-            return self._attribute(model, inputs, classes)
+        with torch.inference_mode(False), torch.enable_grad():
+            # A tensor made in inference mode can never take part in a gradient.
+            return self._attribute(model, inputs.clone() if inputs.is_inference() else inputs, classes)
 
     def explain(self, model: nn.Module, inputs: Tensor, classes: Tensor | None = None) -> Attributed:
         """Maps without gradient, in evaluation mode; the model's modes, gradients and ``requires_grad`` are as before.

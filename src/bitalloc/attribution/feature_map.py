@@ -99,10 +99,11 @@ def find_layers(model: nn.Module, inputs: Tensor, patterns: tuple[str, ...]) -> 
 
 @contextmanager
 def _recorded(model: nn.Module, inputs: Tensor) -> Iterator[tuple[_Pass, Tensor, Tensor]]:
-    leaf = inputs[:SAMPLES].detach().clone().requires_grad_()
     found = _Pass()
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        leaf = inputs[:SAMPLES].detach().clone().requires_grad_()
         stack.enter_context(evaluating(model))
         stack.enter_context(frozen(model))
         writable = leaf.clone()  # the model may write to its input

@@ -97,7 +97,8 @@ class SoftSpearman(Ranking):
 def normalised(maps: Tensor) -> Tensor:
     """``v / ||v||_2`` of every row of (N, positions); ``v / 1e-6`` where no value exceeds that, so zeros stay zeros."""
     # N(v) = N(v / c): with c the largest value no square underflows, and as a constant it changes no gradient.
-    scaled = maps / maps.detach().abs().amax(1, keepdim=True).clamp_min(FLOOR)
+    largest = maps.detach().abs().amax(1, keepdim=True)
+    scaled = maps / largest.clamp_min(FLOOR)
     squared = scaled.square().sum(1, keepdim=True)
-    # At most 1 only for an empty map: the root of 1 in its place has no infinite gradient.
-    return scaled / torch.where(squared > 1, squared, torch.ones_like(squared)).sqrt()
+    # The root of 1 in the place of an empty map's norm has no infinite gradient.
+    return scaled / torch.where(largest > FLOOR, squared, torch.ones_like(squared)).sqrt()

@@ -74,13 +74,21 @@ def _print_stage(recipe: Any, out: Path, stage: str, as_json: bool) -> None:
     from bitalloc.pipeline.run_folder import RunFolder, read_report
 
     folder, name = RunFolder(out, recipe), _STAGES[stage][1]
-    if stage in ("measure", "evaluate"):
+    views = {"search": tables.policy_table, "evaluate": tables.accuracy_table}
+    if stage == "measure":
+        home = folder if recipe.source is None else RunFolder(folder.path("source"), recipe)
+        if recipe.supernet is None:
+            report = read_report(home.path(name))
+        else:
+            report = {level.name: read_report(home.level_path(level, "supernet.json")) for level in recipe.levels}
+            views["measure"] = tables.supernet_table
+        folder = home
+    elif stage == "evaluate":
         report = read_report(folder.path(name))
     else:
         report = {level.name: read_report(folder.level_path(level, name)) for level in recipe.levels}
     if stage == "search":
         report = {level.name: _with_present_policy(report[level.name], folder.level_path(level, "policy.json")) for level in recipe.levels}
-    views = {"search": tables.policy_table, "evaluate": tables.accuracy_table}
     show(report, as_json, views.get(stage, lambda _: f"{stage}: done, see {folder.path(name)}"))
 
 

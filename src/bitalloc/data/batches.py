@@ -98,7 +98,9 @@ class ImageBatches:
             ConfigError: the last batch of an epoch has fewer images than there are ranks.
         """
         check_share(len(self.images), self.batch_size, ranks)
-        return replace(self, part=(rank, ranks))
+        shared = replace(self, part=(rank, ranks))
+        shared.set_epoch(self._epoch)
+        return shared
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, images and labels, in hexadecimal."""

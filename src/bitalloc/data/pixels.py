@@ -27,7 +27,7 @@ def open_image(source: bytes | Path, origin: str) -> Any:
     try:
         with pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise FileError(f"{origin} cannot be read as an image ({error}): replace it or remove it.") from error
 
 

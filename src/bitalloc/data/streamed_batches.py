@@ -127,7 +127,9 @@ class StreamedBatches:
             ConfigError: the last batch of an epoch has fewer images than there are ranks.
         """
         check_share(len(self.numbers), self.batch_size, ranks)
-        return replace(self, part=(rank, ranks))
+        shared = replace(self, part=(rank, ranks))
+        shared.set_epoch(self._epoch)
+        return shared
 
     def _members(self, index: int) -> Tensor:
         check_position(index, len(self))

@@ -29,9 +29,9 @@ class _Block(nn.Module):
 class CifarResNet(nn.Module):
     """Maps images (N, 3, 32, 32) to logits (N, num_classes); three stages of ``blocks`` blocks with 16, 32, 64 channels."""
 
-    def __init__(self, blocks: int, num_classes: int) -> None:
+    def __init__(self, blocks: int, num_classes: int, stem_stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(3, 16, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, 1, blocks)
         self.layer2 = _stage(16, 32, 2, blocks)
@@ -49,14 +49,17 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def resnet20(num_classes: int = 10) -> CifarResNet:
-    """ResNet-20 for 32 x 32 images: 20 weighted layers, 0.27 million parameters."""
-    return CifarResNet(3, num_classes)
+def resnet20(num_classes: int = 10, stem_stride: int = 1) -> CifarResNet:
+    """ResNet-20 for 32 x 32 images: 20 weighted layers, 0.27 million parameters.
+
+    With ``stem_stride = 2`` for 64 x 64 images, at the cost of 32 x 32 ones behind the first layer; the parameters are the same.
+    """
+    return CifarResNet(3, num_classes, stem_stride)
 
 
 def resnet32(num_classes: int = 10) -> CifarResNet:
     """ResNet-32 for 32 x 32 images: 32 weighted layers, 0.46 million parameters."""
-    return CifarResNet(5, num_classes)
+    return CifarResNet(5, num_classes, 1)
 
 
 def _stage(in_channels: int, channels: int, stride: int, blocks: int) -> nn.Sequential:

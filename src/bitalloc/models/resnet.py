@@ -54,12 +54,14 @@ class _Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Maps images (N, 3, 224, 224) to logits (N, num_classes); other sizes from 32 on work too."""
 
-    def __init__(self, block: type[_Basic] | type[_Bottleneck], depths: tuple[int, int, int, int], num_classes: int) -> None:
+    def __init__(
+        self, block: type[_Basic] | type[_Bottleneck], depths: tuple[int, int, int, int], num_classes: int, small_images: bool = False
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=1 if small_images else 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, 64, 1, depths[0])
         self.layer2 = _stage(block, 64 * block.expansion, 128, 2, depths[1])
         self.layer3 = _stage(block, 128 * block.expansion, 256, 2, depths[2])
@@ -78,9 +80,12 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18(num_classes: int = 1000) -> ResNet:
-    """ResNet-18: 21 quantizable layers, 11.7 million parameters, 1.81 billion multiply-accumulates at 224 x 224."""
-    return ResNet(_Basic, (2, 2, 2, 2), num_classes)
+def resnet18(num_classes: int = 1000, small_images: bool = False) -> ResNet:
+    """ResNet-18: 21 quantizable layers, 11.7 million parameters, 1.81 billion multiply-accumulates at 224 x 224.
+
+    With ``small_images`` for 32 x 32: the first layer has stride 1 and no pooling follows it; the parameters are the same.
+    """
+    return ResNet(_Basic, (2, 2, 2, 2), num_classes, small_images)
 
 
 def resnet50(num_classes: int = 1000) -> ResNet:

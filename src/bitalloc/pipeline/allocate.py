@@ -27,7 +27,7 @@ class Allocation:
         uses: what the policy uses of every budget, one entry a budget; the solution has one for every moment of a peak.
         costs: how everything is counted, for other budgets and policies too.
         uniform: the uniform policy inside the same budgets.
-        alpha: factor between the halves of the score.
+        alpha: factor between the halves of the score; None where probabilities were searched, which have none.
         changes: indicators that the projection replaced.
         convention: how BitOps are counted, in a sentence.
         problem: what was solved.
@@ -38,7 +38,7 @@ class Allocation:
     uses: tuple[BudgetUse, ...]
     costs: Costs
     uniform: Policy
-    alpha: Alpha
+    alpha: Alpha | None
     changes: tuple[Change, ...]
     convention: str
     problem: Problem
@@ -95,11 +95,11 @@ def allocate(
     measured = dict(indicators.provenance)
     how = {"method": measured.get("method", "search"), "alpha": factor.value, "projection": projection, "indicators": measured}
     return Allocation(
-        policy=_policy(solution, description, space, costs, {**common, **how}),
+        policy=policy_of(solution, description, space, costs, {**common, **how}),
         solution=solution,
         uses=budget_uses(solution, costs),
         costs=costs,
-        uniform=_policy(even, description, even_space, even_costs, {**common, "method": "uniform"}),
+        uniform=policy_of(even, description, even_space, even_costs, {**common, "method": "uniform"}),
         alpha=factor,
         changes=changes,
         convention=bitops_convention(description, space, even_space),
@@ -147,7 +147,7 @@ def reversed_policy(allocation: Allocation, description: Description) -> Policy:
     """LIMPQ's sanity check: inside the same budgets the most important layers get the fewest bits."""
     kept = {key: allocation.policy.provenance[key] for key in ("not_counted", "requested")}
     turned = reversed_assignment(allocation.problem)
-    return _policy(turned, description, allocation.problem.space, allocation.costs, {**kept, "method": "reversed"})
+    return policy_of(turned, description, allocation.problem.space, allocation.costs, {**kept, "method": "reversed"})
 
 
 def budget_uses(solution: Solution, costs: Costs) -> tuple[BudgetUse, ...]:
@@ -164,7 +164,8 @@ def project(indicators: Indicators, projection: Projection) -> tuple[Indicators,
     return indicators.erased() if projection == "erase" else (indicators, ())
 
 
-def _policy(solution: Solution, description: Description, space: SearchSpace, costs: Costs, provenance: Mapping[str, Any]) -> Policy:
+def policy_of(solution: Solution, description: Description, space: SearchSpace, costs: Costs, provenance: Mapping[str, Any]) -> Policy:
+    """The policy of a solution, with what it uses of the budgets in its provenance."""
     policy = solution.policy(description.layers, provenance)
     found: dict[str, Any] = {"budgets": [asdict(use) for use in budget_uses(solution, costs)]}
     if description.meetings:

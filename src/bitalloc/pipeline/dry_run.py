@@ -3,20 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bitalloc.choices import matching
-from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, SpaceError
+from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, PolicyError, SpaceError
 from bitalloc.layers import Description
 from bitalloc.pipeline.allocate import bitops_convention, flat_score, uniform_policy
+from bitalloc.pipeline.attribution_tasks import check_attribution
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
+from bitalloc.pipeline.source import check_same, source_workspace
+from bitalloc.pipeline.supernet_tasks import check_reach, check_supernet
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Bits
 from bitalloc.search import Problem, solve
 from bitalloc.space import SearchSpace, Table
 from bitalloc.training import Silent
 from bitalloc.wrap.describe import describe
+from bitalloc.wrap.target import find_targets, weight_of
 
 
 def dry_run(recipe: Recipe, out: Path, data_root: Path | None) -> dict[str, Any]:
@@ -34,6 +38,9 @@ def dry_run(recipe: Recipe, out: Path, data_root: Path | None) -> dict[str, Any]
     work = Workspace(recipe, RunFolder(out, recipe), data_root, Silent())
     description = describe(work.new_model(), work.example)
     levels = check_plan(work, description)
+    if recipe.source is not None:
+        source = source_workspace(work, recipe.source)
+        check_source(source, description, describe(source.new_model(), source.example))
     return {
         "name": recipe.name,
         "layers": len(description.layers),
@@ -63,7 +70,30 @@ def check_plan(work: Workspace, description: Description) -> list[dict[str, Any]
     for pattern in work.recipe.quantizers.act_grids:
         matching(pattern, [layer.name for layer in description.layers])
     _check_joint_start(work, space, reference)
+    check_attribution(work)
+    if work.recipe.supernet is not None and work.recipe.source is None:
+        check_supernet(work, description)
     return [{"name": level.name, "budgets": _check_level(work, level, description)} for level in work.recipe.levels]
+
+
+def check_source(source: Workspace, target: Description, description: Description) -> None:
+    """Checks what can be checked of the source of a run before any training.
+
+    Args:
+        source: its workspace.
+        target: of the run's own network.
+        description: of the source's network.
+
+    Raises:
+        PolicyError: the networks have different layers.
+        InfeasibleError: a level is below the smallest policy on the source.
+        BitallocError: see :func:`check_plan`.
+    """
+    assert source.target is not None
+    check_same(source.target, target, description)
+    if source.recipe.supernet is not None:
+        check_supernet(source, description)
+        check_reach(source, description, target)
 
 
 def _check_joint_start(work: Workspace, space: SearchSpace, reference: SearchSpace) -> None:
@@ -94,8 +124,8 @@ def _check_level(work: Workspace, level: LevelSection, description: Description)
 
 
 def _check_model(work: Workspace, description: Description) -> None:
-    modules = dict(work.new_model().named_modules())
-    other = [layer.name for layer in description.layers if _weight_shape(modules.get(layer.name)) != layer.weight_shape]
+    model = work.new_model()
+    other = [layer.name for layer in description.layers if _weight_shape(model, layer.name) != layer.weight_shape]
     if other:
         raise ConfigError(
             f"{work.folder.path('layers.json')} describes another model than model = {work.recipe.model!r} returns now; "
@@ -103,9 +133,13 @@ def _check_model(work: Workspace, description: Description) -> None:
         )
 
 
-def _weight_shape(module: nn.Module | None) -> tuple[int, ...] | None:
-    weight = getattr(module, "weight", None)
-    return tuple(weight.shape) if isinstance(weight, Tensor) else None
+def _weight_shape(model: nn.Module, name: str) -> tuple[int, ...] | None:
+    """The shape of a layer's weight, whether the layer is named after its module or its parameter; None if there is no such layer."""
+    try:
+        target = find_targets(model, [name])[name]
+    except PolicyError:
+        return None
+    return tuple(weight_of(dict(model.named_modules()), target).shape)
 
 
 def _smallest(table: Table) -> float:

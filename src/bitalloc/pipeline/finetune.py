@@ -35,6 +35,7 @@ from bitalloc.wrap import (
     calibrate,
     inherit,
     quantize,
+    run_on_inputs,
     step_size_report,
     step_sizes,
 )
@@ -99,6 +100,7 @@ def finetune(
     *,
     steps: int,
     calibration: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] = run_on_inputs,
     eval_fn: Callable[[nn.Module], float] | None = None,
     start_from: nn.Module | None = None,
     settings: FinetuneSettings | None = None,
@@ -117,7 +119,9 @@ def finetune(
         loss_fn: ``loss_fn(model, batch)`` gives a scalar tensor.
         steps: optimiser steps; 0 calibrates and re-estimates batch norms only.
         calibration: training batches without augmentation; the first of them initialise the activation quantizers, as many as are
-            needed re-estimate the batch norms. Iterated twice, so no generator.
+            needed re-estimate the batch norms. Iterated three times, so no generator.
+        forward: ``forward(model, batch)`` runs the model on a calibration batch. Default :func:`~bitalloc.wrap.run_on_inputs`; batches
+            that are dicts with labels need one of your own, for which ``loss_fn`` serves as well.
         eval_fn: ``eval_fn(model) -> float`` rates the result. Give it held-out training data, not the test data.
         start_from: the jointly trained model of a measurement; its weights and step sizes are taken instead of ``model``'s.
         settings: see :class:`FinetuneSettings`.
@@ -129,11 +133,11 @@ def finetune(
 
     Raises:
         PolicyError: the policy belongs to another model.
-        TrainingError: a loader is empty, or a loss is not finite.
+        TrainingError: a loader is empty, a loss is not finite, or a batch cannot be run without a ``forward`` of its own.
     """
     settings, progress = settings or FinetuneSettings(), progress or Silent()
     quantized = quantize(model, policy, settings=settings.quantizers).to(device())
-    calibrate(quantized, islice(calibration, settings.calibration_batches))
+    calibrate(quantized, islice(calibration, settings.calibration_batches), forward)
     if start_from is not None:
         inherit(quantized, start_from)
     agree_on_model(quantized)
@@ -141,10 +145,10 @@ def finetune(
     result = _train(quantized, loader, loss_fn, steps, settings, engine or Engine(), checkpoint, progress, journal, name)
     if settings.batchnorm_images:
         with cached_weights():
-            reestimate_batchnorm(quantized, calibration, settings.batchnorm_images, progress)
+            reestimate_batchnorm(quantized, calibration, settings.batchnorm_images, progress, forward=forward)
     score = None if eval_fn is None else float(eval_fn(quantized))
     # Last, as a loader that shuffles draws random numbers when it is read once more.
-    findings = step_size_report(quantized, start, islice(calibration, 1)) if steps else ()
+    findings = step_size_report(quantized, start, islice(calibration, 1), forward) if steps else ()
     return Finetuned(quantized, result.losses, result.seconds, score, result.retries, result.parts, findings)
 
 

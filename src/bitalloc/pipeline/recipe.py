@@ -56,8 +56,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-_OWN_FOLDERS = ("checkpoints", "tracking")
-_OWN_FILES = (".json", ".jsonl", ".safetensors", ".onnx")
+_OWN_FOLDERS = ("checkpoints", "source", "tracking")
+_OWN_FILES = (".json", ".jsonl", ".safetensors", ".onnx", ".svg", ".png")
 """What a run folder has beside the folders of its levels."""
 
 SectionT = TypeVar("SectionT", bound=_Section)
@@ -176,6 +176,82 @@ class MeasureSection(_Section):
         return self
 
 
+class SupernetSection(_Section):
+    """A differentiable search in the place of the joint training, see :class:`bitalloc.supernet.SearchSettings`; one for every level.
+
+    Attributes:
+        method: ``gmpq`` keeps the order of what the float model looks at, ``edmips`` does not.
+        epochs: epochs over the chosen part of the data; fractions are allowed.
+        fraction: share of the batches of each epoch that is used; ``epochs`` counts epochs of this share.
+        pair: the quantizers: ``pact`` as published, or ``lsq``.
+        relaxation: from logits to mixtures: ``softmax`` as published, ``gumbel`` or ``single-path``.
+        step_size_rate: largest share by which a step size or clipping range changes in one step; 0 trains them by SGD, as published.
+        range_start: of the clipping ranges of ``pact``; ``auto`` takes each from the calibration data.
+        price: of bits: ``steered`` leads the expected costs to the level's budgets; a number is the published fixed lambda on
+            BitOps in units of the first layer's MACs.
+        least_use: share of the nearest budget that the final policy must use, see :func:`bitalloc.supernet.fillings`; 0 takes the most
+            probable policy inside the budgets.
+        eta: weight of the attribution term.
+        power: of the float model's map: ``adaptive`` as published, or a number.
+        ranking: ``power`` as published, or ``spearman`` on soft ranks.
+        attribution: what a map is.
+        layers: patterns of the modules that ``gradcam`` explains; by default the last feature map.
+    """
+
+    method: Literal["gmpq", "edmips"] = "gmpq"
+    epochs: float = Field(default=25, gt=0)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    pair: Literal["pact", "lsq"] = "pact"
+    relaxation: Literal["softmax", "gumbel", "single-path"] = "softmax"
+    learning_rate: float = Field(default=0.1, gt=0)
+    logit_rate: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    decay_after: float = Field(default=0.4, gt=0, le=1)
+    decay: float = Field(default=0.1, gt=0, le=1)
+    step_size_rate: float = Field(default=0.01, ge=0, lt=1)
+    logit_clip: float = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    pinned_in_float: bool = True
+    range_start: Literal["auto"] | Annotated[float, Field(gt=0)] = 6.0
+    price: Literal["steered"] | Annotated[float, Field(ge=0)] = "steered"
+    least_use: float = Field(default=0.98, ge=0, le=1)
+    eta: float = Field(default=40.0, ge=0)
+    power: Literal["adaptive"] | Annotated[float, Field(gt=0)] = "adaptive"
+    ranking: Literal["power", "spearman"] = "power"
+    attribution: Literal["gradcam", "input-gradient", "gradient-times-input"] = "gradcam"
+    layers: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_layers_to_explain(self) -> Self:
+        if self.layers and self.attribution != "gradcam":
+            raise ValueError(f'layers are those that "gradcam" explains, but attribution is {self.attribution!r}: leave them out')
+        return self
+
+
+class SourceSection(_Section):
+    """The dataset that the widths are scored on, where it is another one: the recipe's values in their place, in ``<run>/source``.
+
+    Attributes:
+        model: by default the recipe's. The layers must be the same, but for the last ones.
+        model_options: in the place of the recipe's, which are not merged in.
+        data: see :class:`Recipe`.
+        data_options: in the place of the recipe's.
+        input_shape: by default the data's example.
+        batch_size: by default the recipe's.
+        names: layer of the recipe's model to layer of the source's, where they differ.
+        float: the float model of the source.
+    """
+
+    model: EntryPoint | None = None
+    model_options: dict[str, Any] | None = None
+    data: EntryPoint
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    input_shape: tuple[int, ...] | None = None
+    batch_size: int | None = Field(default=None, gt=0)
+    names: dict[str, str] | None = None
+    float_: FloatSection = Field(alias="float")
+
+
 class LevelSection(_Section):
     """One operating point.
 
@@ -234,6 +310,19 @@ class FinetuneSection(_Section):
         return self
 
 
+class EvaluateSection(_Section):
+    """What is looked at beside top-1, see :func:`bitalloc.attribution.attribution_rank_distance`.
+
+    Attributes:
+        attribution_images: test images on which the Grad-CAM maps of every fine-tuned network are compared with the float model's; 0 does
+            without.
+        attribution_pictures: test images in ``attribution.png``, a row each; 0 draws none.
+    """
+
+    attribution_images: int = Field(default=0, ge=0)
+    attribution_pictures: int = Field(default=0, ge=0)
+
+
 class EngineSection(_Section):
     """How all trainings of the run compute, see :class:`bitalloc.training.Engine`; and who follows them.
 
@@ -250,7 +339,7 @@ class EngineSection(_Section):
     split_on_memory: bool = False
     retries: int = Field(default=0, ge=0)
     retry_rate: float = Field(default=0.5, gt=0, lt=1)
-    loss_limit: Literal[0] | Annotated[float, Field(ge=1)] = 1000.0
+    loss_limit: Literal[0] | Annotated[float, Field(ge=1)] = 100.0
     sharding: Literal["none", "full"] = "none"
     keep_freed_memory: bool = True
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -272,6 +361,8 @@ class Recipe(_Section):
         seed: of everything random.
         tables: name of a budget to the file of its costs, see :func:`bitalloc.costs.load_table`; relative to the recipe's folder.
         float: the float model (key ``float`` in the file).
+        supernet: searches by a supernet; by default the joint training of ``measure`` scores the widths.
+        source: the dataset that the widths are scored on; by default the recipe's own.
     """
 
     name: str = Field(min_length=1)
@@ -290,7 +381,10 @@ class Recipe(_Section):
     measure: MeasureSection = Field(default_factory=MeasureSection)
     levels: tuple[LevelSection, ...] = Field(min_length=1)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     engine: EngineSection = Field(default_factory=EngineSection)
+    supernet: SupernetSection | None = None
+    source: SourceSection | None = None
 
 
 def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -314,6 +408,7 @@ def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recip
         recipe = Recipe.model_validate(values | (overrides or {}))
     except ValidationError as error:
         raise ConfigError(f"{path}: {sentence(error, _keys())}") from error
+    _check_scoring(path, recipe)
     names = [level.name for level in recipe.levels]
     taken = sorted(name for name in names if name in _OWN_FOLDERS or Path(name).suffix in _OWN_FILES)
     if taken:
@@ -324,7 +419,30 @@ def load_recipe(path: AnyPath, overrides: dict[str, Any] | None = None) -> Recip
     return recipe.model_copy(update={"tables": {name: str(Path(path).parent / file) for name, file in recipe.tables.items()}})
 
 
+def _check_scoring(path: AnyPath, recipe: Recipe) -> None:
+    """Raises ConfigError unless the widths are scored in one way, and the fine-tuning starts from what there is."""
+    if recipe.supernet is not None and "measure" in recipe.model_fields_set:
+        raise ConfigError(f"{path}: [measure] and [supernet] are two ways to score the widths: keep one of them.")
+    other = "[supernet]" if recipe.supernet is not None else "[source]" if recipe.source is not None else ""
+    if other and recipe.finetune.start == "joint":
+        raise ConfigError(
+            f"{path}: finetune.start = 'joint' needs the joint training on the recipe's own data, which {other} replaces: "
+            "start from 'float'."
+        )
+
+
 def _keys() -> list[str]:
     """Every key of a recipe, of whatever section."""
-    sections = (Recipe, FloatSection, SpaceSection, QuantizerSection, MeasureSection, LevelSection, FinetuneSection, EngineSection)
+    scoring = (MeasureSection, SupernetSection, SourceSection)
+    sections = (
+        Recipe,
+        FloatSection,
+        SpaceSection,
+        QuantizerSection,
+        *scoring,
+        LevelSection,
+        FinetuneSection,
+        EvaluateSection,
+        EngineSection,
+    )
     return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})

@@ -6,17 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from bitalloc.errors import BitallocError, FileError
+from bitalloc.errors import BitallocError, ExportError, FileError
 from bitalloc.export import deploy, export_onnx, load_checkpoint, verify_onnx
 from bitalloc.files import write_json
 from bitalloc.pipeline.allocate import Allocation, allocate, reversed_policy
 from bitalloc.pipeline.recipe import LevelSection
 from bitalloc.pipeline.run_folder import damage, digest, read_report
+from bitalloc.pipeline.source import load_indicators, load_probabilities, score_files
+from bitalloc.pipeline.source import provenance as source_provenance
+from bitalloc.pipeline.supernet_allocate import allocate_probabilities, reversed_search
 from bitalloc.pipeline.training_tasks import policy_file, starting_model
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Bits, Policy
 from bitalloc.quantizers import cached_weights
-from bitalloc.sensitivity import Indicators
 from bitalloc.training import Entry, device, evaluate
 from bitalloc.wrap import QuantizerSettings, quantize
 from bitalloc.wrap.describe import describe
@@ -28,25 +30,25 @@ def describe_model(work: Workspace) -> None:
 
 
 def allocate_level(work: Workspace, level: LevelSection, provenance: Mapping[str, Any] | None = None) -> Allocation:
-    """The policies of one level from the measured importance; ``provenance`` is kept in them."""
-    section = work.recipe.measure
+    """The policies of one level from what was measured or searched; ``provenance`` is kept in them."""
     description = work.description()
-    with damage(work.folder.path("importance.json")):
-        indicators = Indicators.load(work.folder.path("importance.json"))
-        indicators.table(1.0, work.space(description))  # raises where a layer or a width is missing
-    return allocate(
-        indicators,
-        description,
-        work.space(description),
-        level.budgets,
-        alpha=None if section.alpha == "auto" else section.alpha,
-        projection=section.projection,
-        uniform_bits=None if level.uniform is None else Bits.parse(level.uniform),
-        uniform_space=work.uniform_space(description),
-        tables=work.tables(),
-        per_channel=work.recipe.quantizers.per_channel,
-        provenance=provenance,
-    )
+    space = work.space(description)
+    common: dict[str, Any] = {
+        "uniform_bits": None if level.uniform is None else Bits.parse(level.uniform),
+        "uniform_space": work.uniform_space(description),
+        "tables": work.tables(),
+        "per_channel": work.recipe.quantizers.per_channel,
+        "provenance": provenance,
+    }
+    if work.recipe.supernet is not None:
+        found = load_probabilities(work, level)
+        return allocate_probabilities(found, description, space, level.budgets, least_use=work.recipe.supernet.least_use, **common)
+    section = work.recipe.measure
+    indicators = load_indicators(work)
+    with damage(score_files(work, level)[-1]):
+        indicators.table(1.0, space)  # raises where a layer or a width is missing
+    alpha = None if section.alpha == "auto" else section.alpha
+    return allocate(indicators, description, space, level.budgets, alpha=alpha, projection=section.projection, **common)
 
 
 def search(work: Workspace, level: LevelSection) -> None:
@@ -57,6 +59,7 @@ def search(work: Workspace, level: LevelSection) -> None:
         "level": level.name,
         "seed": work.recipe.seed,
         "data": work.data_fingerprint,
+        **({} if work.recipe.source is None else {"source": source_provenance(work)}),
     }
     allocation = allocate_level(work, level, provenance)
     solution = allocation.solution
@@ -64,7 +67,7 @@ def search(work: Workspace, level: LevelSection) -> None:
     allocation.policy.save(work.folder.level_path(level, policy_file("mixed")))
     allocation.uniform.save(work.folder.level_path(level, policy_file("uniform")))
     if level.reversed:
-        reversed_policy(allocation, work.description()).save(work.folder.level_path(level, policy_file("reversed")))
+        _reversed(work, level, allocation).save(work.folder.level_path(level, policy_file("reversed")))
     report = {
         "status": solution.status,
         "objective": solution.objective,
@@ -72,12 +75,19 @@ def search(work: Workspace, level: LevelSection) -> None:
         "gap": solution.gap,
         "seconds": solution.seconds,
         "budgets": [asdict(use) for use in allocation.uses],
-        "alpha": asdict(allocation.alpha),
+        "alpha": None if allocation.alpha is None else asdict(allocation.alpha),
+        "log_probability": allocation.policy.provenance.get("log_probability"),
         "changes": [asdict(change) for change in allocation.changes],
         "bitops_convention": allocation.convention,
         "policy": allocation.policy.as_text(),
     }
     write_json(work.folder.level_path(level, "search.json"), report)
+
+
+def _reversed(work: Workspace, level: LevelSection, allocation: Allocation) -> Policy:
+    if work.recipe.supernet is None:
+        return reversed_policy(allocation, work.description())
+    return reversed_search(allocation, load_probabilities(work, level), work.description(), work.recipe.supernet.least_use)
 
 
 def _keep_edited(work: Workspace, level: LevelSection) -> None:
@@ -112,8 +122,14 @@ def export_level(work: Workspace, level: LevelSection) -> None:
     """Writes ``model.onnx`` of one level, and in ``export.json`` how far ONNX Runtime agrees with PyTorch on the test images."""
     model = deployed(work, level, "mixed").cpu()
     path = work.folder.level_path(level, "model.onnx")
-    export_onnx(model, work.splits.example, path)
-    agreement = verify_onnx(path, model, work.splits.test)
+    try:
+        export_onnx(model, work.splits.example, path)
+        agreement = verify_onnx(path, model, work.splits.test)
+    except ExportError as error:
+        raise ExportError(
+            f"level {level.name}: {error} All models are trained and tested nevertheless: their accuracies are in "
+            f"{work.folder.path('evaluation.json')}, the weights in mixed.safetensors."
+        ) from error
     report = {"file_bytes": path.stat().st_size, "file_sha256": digest({}, (path,)), **asdict(agreement)}
     write_json(work.folder.level_path(level, "export.json"), report)
 
@@ -125,6 +141,13 @@ def kinds(level: LevelSection) -> tuple[str, ...]:
 
 def deployed(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
     """The fine-tuned model of a policy in its integer form, on the training device."""
+    model = finetuned(work, level, kind).to(device())
+    example: Any = work.splits.example.to(device())
+    return deploy(model, example, work.description().producers).model
+
+
+def finetuned(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
+    """The fine-tuned model of a policy, as it was trained."""
     path = work.folder.level_path(level, f"{kind}.safetensors")
     with damage(path):
         state, policy, settings = load_checkpoint(path)
@@ -133,9 +156,7 @@ def deployed(work: Workspace, level: LevelSection, kind: str) -> nn.Module:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise FileError(f"the tensors in {path} do not fit the model ({error}).") from error
-    model.to(device())
-    example: Any = work.splits.example.to(device())
-    return deploy(model, example, work.description().producers).model
+    return model
 
 
 def _test_top1(work: Workspace, model: nn.Module, name: str) -> float:

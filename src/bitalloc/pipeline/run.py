@@ -8,12 +8,13 @@ from typing import Any
 
 from bitalloc.export import require_onnx
 from bitalloc.files import dropping_writes
-from bitalloc.pipeline import result_tasks, training_tasks
-from bitalloc.pipeline.dry_run import check_plan
+from bitalloc.pipeline import attribution_tasks, result_tasks, supernet_tasks, training_tasks
+from bitalloc.pipeline.dry_run import check_plan, check_source
 from bitalloc.pipeline.entry_points import source_digest
 from bitalloc.pipeline.recipe import LevelSection, Recipe
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.run_journal import run_journal
+from bitalloc.pipeline.source import score_files, source_workspace
 from bitalloc.pipeline.summary import write_summary
 from bitalloc.pipeline.tasks import Task, run_tasks
 from bitalloc.pipeline.training_tasks import policy_file
@@ -72,6 +73,7 @@ def run_recipe(
         with together():
             if is_main():
                 check_plan(work, work.description())
+        _score_in_source(work, say)
         last = STAGES[-1] if until is None else until
         wanted = [task for task in others if STAGES.index(task.stage) <= STAGES.index(last)]
         run_tasks(wanted, folder, say, work.rewind, journal)
@@ -80,6 +82,26 @@ def run_recipe(
         with together():
             summary = write_summary(work, command) if is_main() else {}
         return from_main(summary)
+
+
+def _score_in_source(work: Workspace, say: Callable[[str], None]) -> None:
+    """Describes, trains and scores in ``<run>/source``, where the recipe has a source."""
+    if work.recipe.source is None:
+        return
+    source = source_workspace(work, work.recipe.source)
+    folder = source.folder
+
+    def told(line: str) -> None:
+        say(f"source/{line}")
+
+    with run_journal(folder, source.recipe) as journal, _locked(folder):
+        source.journal = journal
+        folder.claim()
+        run_tasks([_describe(source)], folder, told, source.rewind, journal)
+        with together():
+            if is_main():
+                check_source(source, work.description(), source.description())
+        run_tasks([_float(source), *_scoring(source)], folder, told, source.rewind, journal)
 
 
 def _say_nothing(line: str) -> None:
@@ -107,13 +129,20 @@ def plan(work: Workspace) -> list[Task]:
     return [
         _describe(work),
         _float(work),
-        _measure(work),
-        _importance(work),
+        *(_scoring(work) if work.recipe.source is None else ()),
         *(_search(work, level) for level in levels),
         *(_finetune(work, level, kind) for level, kind in trained),
         _evaluate(work, trained),
+        *([_attribution(work, trained)] if attribution_tasks.wanted_files(work) else ()),
         *(_export(work, level) for level in levels),
     ]
+
+
+def _scoring(work: Workspace) -> list[Task]:
+    """The tasks that score the widths."""
+    if work.recipe.supernet is None:
+        return [_measure(work), _importance(work)]
+    return [_supernet(work, level) for level in work.recipe.levels]
 
 
 def _model(work: Workspace) -> dict[str, Any]:
@@ -192,12 +221,31 @@ def _importance(work: Workspace) -> Task:
     )
 
 
+def _supernet(work: Workspace, level: LevelSection) -> Task:
+    folder = work.folder
+
+    def values() -> dict[str, Any]:
+        # How full the budgets are to be is a matter of the solve.
+        section = supernet_tasks.supernet_section(work).model_dump(exclude={"least_use"})
+        budgets = [[budget.name, budget.limit, budget.unit] for budget in supernet_tasks.searched_budgets(work, level)]
+        return {**_quantized(work), **_space(work), "supernet": section, "budgets": budgets}
+
+    return Task(
+        supernet_tasks.task_name(level),
+        "measure",
+        partial(supernet_tasks.search_level, work, level),
+        tuple(folder.level_path(level, name) for name in supernet_tasks.FILES),
+        values,
+        (folder.path("layers.json"), folder.path("float.safetensors"), *map(Path, work.recipe.tables.values())),
+        by_all=True,
+    )
+
+
 def _search(work: Workspace, level: LevelSection) -> Task:
     recipe, folder = work.recipe, work.folder
     names = (*(policy_file(kind) for kind in result_tasks.kinds(level)), "search.json")
     choices = {
-        "alpha": recipe.measure.alpha,
-        "projection": recipe.measure.projection,
+        **_solving(recipe),
         "level": level.model_dump(),
         "tables": list(recipe.tables),
         "per_channel": recipe.quantizers.per_channel,
@@ -208,8 +256,16 @@ def _search(work: Workspace, level: LevelSection) -> Task:
         lambda _: result_tasks.search(work, level),
         tuple(folder.level_path(level, name) for name in names),
         lambda: {**_space(work), **choices},
-        (folder.path("layers.json"), folder.path("importance.json"), *map(Path, recipe.tables.values())),
+        (*score_files(work, level), *map(Path, recipe.tables.values())),
     )
+
+
+def _solving(recipe: Recipe) -> dict[str, Any]:
+    """What decides how the scores are made of what was measured or searched."""
+    names = {} if recipe.source is None else {"names": recipe.source.names}
+    if recipe.supernet is not None:
+        return {"least_use": recipe.supernet.least_use, **names}
+    return {"alpha": recipe.measure.alpha, "projection": recipe.measure.projection, **names}
 
 
 def _finetune(work: Workspace, level: LevelSection, kind: str) -> Task:
@@ -245,6 +301,20 @@ def _evaluate(work: Workspace, trained: Sequence[tuple[LevelSection, str]]) -> T
         lambda: {**_data(work), "levels": [level.name for level in work.recipe.levels]},
         (folder.path("float.safetensors"), folder.path("layers.json"), *models),
         by_all=True,
+    )
+
+
+def _attribution(work: Workspace, trained: Sequence[tuple[LevelSection, str]]) -> Task:
+    folder = work.folder
+    models = (folder.level_path(level, f"{kind}.safetensors") for level, kind in trained)
+    asked = work.recipe.evaluate.model_dump()
+    return Task(
+        "attribution",
+        "evaluate",
+        lambda _: attribution_tasks.compare_attributions(work),
+        attribution_tasks.wanted_files(work),
+        lambda: {**_data(work), "levels": [level.name for level in work.recipe.levels], "evaluate": asked},
+        (folder.path("float.safetensors"), folder.path("layers.json"), *models),
     )
 
 

@@ -12,9 +12,11 @@ from bitalloc.coupling import requantizations
 from bitalloc.errors import FileError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
+from bitalloc.pipeline.attribution_tasks import rank_distances
 from bitalloc.pipeline.recipe import LevelSection
 from bitalloc.pipeline.result_tasks import kinds
 from bitalloc.pipeline.run_folder import damage, digest, read_report
+from bitalloc.pipeline.source import provenance, scored
 from bitalloc.pipeline.training_notes import notes
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
@@ -29,6 +31,7 @@ def write_summary(work: Workspace, command: Sequence[str]) -> dict[str, Any]:
     description = work.description()
     evaluation = read_report(work.folder.path("evaluation.json"), "float_top1", "levels")
     levels = [_level(work, level, description, _top1(work, level, evaluation)) for level in work.recipe.levels]
+    scoring = _scoring(work)
     first_search = read_report(work.folder.level_path(work.recipe.levels[0], "search.json"), "bitops_convention")
     summary = {
         "schema": SCHEMA,
@@ -37,7 +40,8 @@ def write_summary(work: Workspace, command: Sequence[str]) -> dict[str, Any]:
         "float_top1": evaluation["float_top1"],
         "levels": levels,
         "training_notes": [note for name, path in _trainings(work) for note in notes(name, path, work.recipe.engine.accumulate)],
-        "measure_seconds": sum(read_report(work.folder.path(name), "seconds")["seconds"] for name in ("measure.json", "metric.json")),
+        "measure_seconds": scoring["seconds"],
+        "scoring": scoring,
         "bitops_convention": first_search["bitops_convention"],
         "seed": work.recipe.seed,
         "versions": versions(),
@@ -68,11 +72,45 @@ def mean_act_bits(policy: Policy, description: Description) -> float:
 
 def _trainings(work: Workspace) -> Iterator[tuple[str, Path]]:
     """Every training of the run, and the file that tells of it."""
+    home, told = scored(work), "" if work.recipe.source is None else "source "
     yield "float training", work.folder.path("float.json")
-    yield "joint training", work.folder.path("measure.json")
+    if home is not work:
+        yield f"{told}float training", home.folder.path("float.json")
+    if work.recipe.supernet is None:
+        yield f"{told}joint training", home.folder.path("measure.json")
+    else:
+        yield from ((f"{told}supernet {level.name}", _searched(home, level)) for level in work.recipe.levels)
     for level in work.recipe.levels:
         for kind in kinds(level):
             yield f"fine-tuning {level.name} {kind}", work.folder.level_path(level, f"{kind}_finetune.json")
+
+
+def _scoring(work: Workspace) -> dict[str, Any]:
+    """How the widths were scored, and what that cost: seconds of training and probing, and images seen in training."""
+    home, section = scored(work).folder, work.recipe.supernet
+    if section is None:
+        reports = [read_report(home.path("measure.json"), "seconds", "images"), read_report(home.path("metric.json"), "seconds")]
+    else:
+        reports = [read_report(_searched(scored(work), level), "seconds", "images") for level in work.recipe.levels]
+    return {
+        "method": work.recipe.measure.metric if section is None else section.method,
+        "source": provenance(work),
+        "seconds": sum(report["seconds"] for report in reports),
+        "images": sum(report.get("images", 0) for report in reports),
+    }
+
+
+def _searched(home: Workspace, level: LevelSection) -> Path:
+    return home.folder.level_path(level, "supernet.json")
+
+
+def _search_end(work: Workspace, level: LevelSection) -> dict[str, Any] | None:
+    """Where the search of a level ended, None without one: cost and images, expected costs against the budgets, and the entropy."""
+    if work.recipe.supernet is None:
+        return None
+    keys = ("method", "seconds", "images", "budgets", "entropy")
+    report = read_report(_searched(scored(work), level), *keys)
+    return {key: report[key] for key in keys}
 
 
 def _level(work: Workspace, level: LevelSection, description: Description, top1: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +128,7 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
     with damage(model):
         if digest({}, (model,)) != export["file_sha256"]:
             raise FileError(f"{model} is not the file that was compared with PyTorch: it was truncated or edited.")
+    alpha = search["alpha"] or {"value": None, "reason": None}  # probabilities have none
     widths = policy.as_text()
     edited = widths != search.get("policy", widths)
     costs = work.costs(description, work.space(description))
@@ -101,8 +140,10 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         "search_bound": search["bound"],
         "search_objective": search["objective"],
         "search_seconds": search["seconds"],
-        "alpha": search["alpha"]["value"],
-        "alpha_reason": search["alpha"]["reason"],
+        "alpha": alpha["value"],
+        "alpha_reason": alpha["reason"],
+        "log_probability": search.get("log_probability"),
+        "supernet": _search_end(work, level),
         "projected": [_change(change) for change in search.get("changes", [])],
         "mean_weight_bits": policy.mean_weight_bits(),
         "mean_act_bits": mean_act_bits(policy, description),
@@ -111,6 +152,7 @@ def _level(work: Workspace, level: LevelSection, description: Description, top1:
         "model_bytes": costs.used("model_bytes", policy.bits),
         "requantizations": asdict(requantizations(description, policy.bits)),
         **top1,
+        "attribution_distance": rank_distances(work, level),
         "mixed_valid_top1": finetune["valid_top1"],
         "uniform_valid_top1": report("uniform_finetune.json", "valid_top1")["valid_top1"],
         "finetune_steps": finetune["steps"],

@@ -41,7 +41,7 @@ class RayExecutor(Executor):
         import ray
 
         with _running(ray):
-            task = ray.remote(_do).options(**_share(ray.cluster_resources(), self._parallel))
+            task = ray.remote(_do).options(**_share(ray.cluster_resources(), min(self._parallel, len(jobs))))
             waiting = list(jobs)
             running: dict[Any, Job] = {}
             while waiting or running:

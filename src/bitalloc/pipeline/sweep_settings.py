@@ -44,7 +44,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
     Values are TOML, separated by commas; words need no quotes. A single TOML array is the list of values.
 
     Raises:
-        ConfigError: no ``=``, no values, or a key that is there twice.
+        ConfigError: no ``=``, no values, values that cannot be told apart, or a key that is there twice.
     """
     axes: dict[str, list[Any]] = {}
     for text in texts:
@@ -95,7 +95,14 @@ def _values(text: str) -> list[Any]:
             continue
         if isinstance(found, list):
             return found
-    return [_word(word.strip()) for word in text.split(",")]
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word or re.search(r"[\"'\[\]{}]", word):
+            raise ConfigError(
+                f"--set: the values {text!r} cannot be read ({word!r}): write words separated by commas without quotes, or all values as "
+                'TOML, such as ["a,b", "c"].'
+            )
+    return [_word(word) for word in words]
 
 
 def _word(text: str) -> Any:

@@ -24,6 +24,10 @@ def summary_table(summary: Json) -> RenderableType:
         shares = [level[f"{kind}_top1"] for level in levels]
         if any(share is not None for share in shares):
             table.add_row(f"{kind}, top-1", *map(percent, shares))
+    for kind in _KINDS:
+        distances = [(level["attribution_distance"] or {}).get(kind) for level in levels]
+        if any(distance is not None for distance in distances):
+            table.add_row(f"{kind}, ARD", *("-" if distance is None else f"{distance:.3f}" for distance in distances))
     table.add_row("mean weight bits", *(f"{level['mean_weight_bits']:.2f}" for level in levels))
     table.add_row("mean activation bits", *(f"{level['mean_act_bits']:.2f}" for level in levels))
     table.add_row("weight bytes", *(f"{level['weight_bytes']:,.0f}" for level in levels))
@@ -32,8 +36,11 @@ def summary_table(summary: Json) -> RenderableType:
     table.add_row("ONNX Runtime agrees", *(percent(level["onnx_agreement"]) for level in levels))
     lines = [f"{level['name']}: {_use(budget)}" for level in levels for budget in level["budgets"]]
     first = levels[0]  # the indicators are the same for all levels
-    lines.append(f"alpha {first['alpha']:.4g} ({first['alpha_reason']})")
-    lines.append(f"indicators projected to be monotone: {'; '.join(first['projected']) or 'none'}")
+    if first["alpha"] is not None:
+        lines.append(f"alpha {first['alpha']:.4g} ({first['alpha_reason']})")
+        lines.append(f"indicators projected to be monotone: {'; '.join(first['projected']) or 'none'}")
+    lines += [f"{level['name']}: {line}" for level in levels if level["supernet"] for line in _search_lines(level["supernet"])]
+    lines.append(_cost_of_scoring(summary["scoring"]))
     return Group(Text(title), table, *_texts([*lines, *summary["training_notes"], summary["bitops_convention"]]))
 
 
@@ -108,10 +115,16 @@ def policy_table(reports: Json) -> RenderableType:
     for name, report in reports.items():
         if report.get("policy_edited"):
             lines.append(f"{name}: the widths were edited by hand after the search, which the following lines are about")
-        lines.append(f"{name}: {report['status']}, importance {report['objective']:.6g}, alpha {report['alpha']['value']:.4g}")
+        alpha = report["alpha"]
+        if alpha is None:
+            lines.append(f"{name}: {report['status']}, log-probability {report['log_probability']:.6g}")
+        else:
+            lines.append(f"{name}: {report['status']}, importance {report['objective']:.6g}, alpha {alpha['value']:.4g}")
         lines += [f"{name}: {_use(budget)}" for budget in report["budgets"]]
+        if alpha is None:
+            continue
         replaced = ", ".join(f"{change['layer']} {change['side']} at {change['width']}" for change in report["changes"])
-        lines.append(f"{name}: {report['alpha']['reason']}; indicators projected to be monotone: {replaced or 'none'}")
+        lines.append(f"{name}: {alpha['reason']}; indicators projected to be monotone: {replaced or 'none'}")
     return Group("Widths of weights (w) and activations (a)", table, *_texts(lines))
 
 
@@ -121,6 +134,15 @@ def accuracy_table(report: Json) -> RenderableType:
     for name, level in report["levels"].items():
         table.add_row(Text(name), *(percent(level[f"{kind}_top1"]) for kind in _KINDS))
     return Group(f"Top-1 on the test images; float model {percent(report['float_top1'])}", table)
+
+
+def supernet_table(reports: Json) -> RenderableType:
+    """``supernet.json`` of every level, by name: where the searches ended."""
+    lines = []
+    for name, report in reports.items():
+        lines += [f"{name}: {line}" for line in _search_lines(report)]
+        lines.append(f"{name}: {report['seconds']:,.0f} s, {report['images']:,} images")
+    return Group(*_texts(lines))
 
 
 def plan_text(plan: Json) -> RenderableType:
@@ -160,6 +182,19 @@ def _use(budget: Json) -> str:
 def amount(value: float) -> str:
     """Whole numbers of bytes and BitOps, but four digits of 2.796 bits or 3.5 ms."""
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:,.4g}"
+
+
+def _search_lines(report: Json) -> Iterable[str]:
+    for budget in report["budgets"]:
+        share = budget["expected"] / budget["limit"] - 1
+        limit = f"{amount(budget['limit'])} {budget['unit']}"
+        yield f"{report['method']} ended at an expected {budget['name']} of {amount(budget['expected'])}, {share:+.1%} from {limit}"
+    yield f"entropy of the choices {report['entropy']:.3f} (1 undecided, 0 certain)"
+
+
+def _cost_of_scoring(scoring: Json) -> str:
+    where = "" if scoring["source"] is None else f" on {scoring['source']['data']}"
+    return f"{scoring['method']} took {scoring['seconds']:,.0f} s and {scoring['images']:,} images{where}"
 
 
 def _status(level: Json) -> str:

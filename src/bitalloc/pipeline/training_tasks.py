@@ -114,7 +114,9 @@ def measure(work: Workspace, inputs: str) -> None:
     )
     _save(result.model.state_dict(), work.folder.path("joint.safetensors"))
     notes = training_notes(result.retries, result.parts, result.findings)
-    write_json(work.folder.path("measure.json"), {"seconds": result.seconds, "losses": list(result.losses), **notes})
+    write_json(
+        work.folder.path("measure.json"), {"seconds": result.seconds, "images": result.images, "losses": list(result.losses), **notes}
+    )
     result.indicators.save(work.folder.path("step_sizes.json"))
 
 

@@ -28,6 +28,7 @@ from bitalloc.placement import to_device
 from bitalloc.policy import Bits
 from bitalloc.space import Candidates, SearchSpace, Table
 from bitalloc.training import Engine, Journal, NoJournal, Progress, device
+from bitalloc.training.shares import generators_of
 from bitalloc.wrap import QuantizerSettings
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Workspace:
         data_root: folder that relative data and weight paths start from.
         progress: where progress is shown.
         journal: what is told of the trainings and of finished tasks.
+        target: where this is the source of a run: that run.
     """
 
     recipe: Recipe
@@ -52,6 +54,7 @@ class Workspace:
     data_root: Path | None
     progress: Progress
     journal: Journal = field(default_factory=NoJournal)
+    target: "Workspace | None" = None
     _beginning: list[tuple[torch.Generator, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
@@ -262,7 +265,4 @@ def _has_length(loader: Any) -> bool:
 
 def _generators(splits: Any) -> list[torch.Generator]:
     """The generators that the loaders own (a DataLoader's, its sampler's), each once."""
-    loaders = [getattr(splits, part) for part in _PARTS]
-    owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
-    found = {id(generator): generator for owner in owners if isinstance(generator := getattr(owner, "generator", None), torch.Generator)}
-    return list(found.values())
+    return list(dict.fromkeys(generator for part in _PARTS for generator in generators_of(getattr(splits, part))))

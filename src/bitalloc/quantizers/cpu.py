@@ -35,12 +35,14 @@ def gradients(
     grad: Tensor, x: Tensor, step: Tensor, low: int, high: int, scale: float, wanted_x: bool, wanted_step: bool
 ) -> tuple[Tensor, Tensor] | None:
     """As in :mod:`bitalloc.quantizers.reference`, but one that is not wanted holds anything; None for steps that do not lie in a run."""
-    library, grad_x, grad_step = kernel.load(), torch.empty_like(x), torch.empty(step.shape)
+    library, grad_x = kernel.load(), torch.empty_like(x)
+    # Type and device are said: the defaults of PyTorch are the user's to set, and the kernel writes float32 into the processor's memory.
+    grad_step = step.new_empty(step.shape)
     shape = sizes(grad_x, step)
     if shape is None or not isinstance(library, ctypes.CDLL):
         return None
     x, grad, step = laid_out_as(grad_x, x), laid_out_as(grad_x, grad), step.contiguous()
-    partial = torch.empty(library.partial_sums(*shape) if wanted_step else 0)
+    partial = step.new_empty(library.partial_sums(*shape) if wanted_step else 0)
     inputs = (grad.data_ptr(), x.data_ptr(), step.data_ptr())
     outputs = (grad_x.data_ptr() if wanted_x else None, grad_step.data_ptr() if wanted_step else None, partial.data_ptr())
     library.backward(*inputs, *outputs, *shape, low, high, scale, x.dtype is torch.bfloat16, _threads(x))

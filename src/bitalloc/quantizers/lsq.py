@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from bitalloc.errors import QuantizerError
 from bitalloc.quantizers.base import Quantizer
+from bitalloc.quantizers.calibrated import CalibratedQuantizer
 from bitalloc.quantizers.grid import ENOUGH, InputGrid, Observed, best_grid, fixed_zero_point, levels
 from bitalloc.quantizers.rounding import MIN_STEP, bounds, fake_quantize, positive
 from bitalloc.quantizers.weight_cache import kept
@@ -123,7 +124,7 @@ class WeightLSQ(LSQ):
 
 
 @final
-class InputLSQ(LSQ):
+class InputLSQ(LSQ, CalibratedQuantizer):
     """LSQ of an activation tensor: one step a tensor, on levels ``-z .. 2^b - 1 - z`` with an integer zero point ``z`` a width.
 
     Calibration sets zero points and initial steps. The initial step of an unsigned (``z = 0``) or signed (``z = 2^(b-1)``) grid is
@@ -150,7 +151,6 @@ class InputLSQ(LSQ):
         for bits in self.widths:
             self.register_buffer(f"zero_point_{bits}", torch.tensor([-1], dtype=torch.int32))
         self._zero_points: dict[int, int] = {}
-        self._observed: Observed | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -173,38 +173,14 @@ class InputLSQ(LSQ):
             raise QuantizerError(f"{self.name} is not calibrated: call calibrate(model, batches), or pass calibration= to quantize().")
         return self._zero_points[bits]
 
-    @property
-    def observing(self) -> bool:
-        """Whether calls pass the tensor through and gather statistics."""
-        return self._observed is not None
-
-    def observe(self) -> None:
-        """From now on calls pass the tensor through and gather statistics, until :meth:`forget`."""
-        self._observed = Observed()
-
-    def forget(self) -> None:
-        """Stops observing."""
-        self._observed = None
-
     def initialise(self) -> None:
         """Sets zero points and steps from what was observed. Raises QuantizerError if nothing, or a value that is not finite, was."""
-        seen = self._observed
-        if seen is None or seen.numel == 0:
-            raise QuantizerError(f"{self.name} was not reached by the calibration batches; use batches that reach every layer.")
-        if not math.isfinite(seen.mean_magnitude):
-            raise QuantizerError(f"{self.name}: calibration gave activations that are not finite; check the model and the data.")
+        seen = self._seen()
         for bits in self.widths:
             zero_point, step = self._choose(bits, seen)
             self._zero_points[bits] = zero_point
             self._zero_point_buffer(bits).fill_(zero_point)
             self._store(bits, torch.tensor([step]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` fake-quantized at the active width; passed through while observing."""
-        if self._observed is not None:
-            self._observed.add(x.detach())
-            return x
-        return super().forward(x)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bitalloc.errors import QuantizerError
 from bitalloc.quantizers.base import Quantizer
-from bitalloc.quantizers.grid import InputGrid, Observed
+from bitalloc.quantizers.calibrated import CalibratedQuantizer
+from bitalloc.quantizers.grid import InputGrid
 from bitalloc.quantizers.rounding import MIN_STEP, fake_quantize, positive
 
 START = 6.0
@@ -32,7 +33,7 @@ def straight_through(x: Tensor, values: Tensor) -> Tensor:
 
 
 @final
-class InputPACT(Quantizer):
+class InputPACT(CalibratedQuantizer):
     """PACT of an activation tensor: one learned range r for all widths, step ``r / (2^b - 1)``, levels ``0 .. 2^b - 1``.
 
     ::
@@ -68,7 +69,6 @@ class InputPACT(Quantizer):
         # -1 until calibrated. A buffer, so that a checkpoint carries it; mirrored in Python to spare a device sync a call.
         self.register_buffer("signed_flag", torch.tensor([-1], dtype=torch.int32))
         self._signed: bool | None = None
-        self._observed: Observed | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -88,37 +88,13 @@ class InputPACT(Quantizer):
         """The step size of the active width, positive, shape (1,)."""
         return positive(self.clip_range) / self.levels[1]
 
-    @property
-    def observing(self) -> bool:
-        """Whether calls pass the tensor through and gather statistics."""
-        return self._observed is not None
-
-    def observe(self) -> None:
-        """From now on calls pass the tensor through and gather statistics, until :meth:`forget`."""
-        self._observed = Observed()
-
-    def forget(self) -> None:
-        """Stops observing."""
-        self._observed = None
-
     def initialise(self) -> None:
         """Sets sign and range from what was observed. Raises QuantizerError if nothing, or a value that is not finite, was."""
-        seen = self._observed
-        if seen is None or seen.numel == 0:
-            raise QuantizerError(f"{self.name} was not reached by the calibration batches; use batches that reach every layer.")
-        if not math.isfinite(seen.mean_magnitude):
-            raise QuantizerError(f"{self.name}: calibration gave activations that are not finite; check the model and the data.")
+        seen = self._seen()
         self._signed = self.grid == "signed" or (self.grid == "auto" and seen.low < 0)
         self._flag.fill_(int(self._signed))
         with torch.no_grad():
             self.clip_range.fill_(max(float(seen.sample.abs().max()), MIN_STEP) if self.start is None else self.start)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` fake-quantized at the active width; passed through while observing."""
-        if self._observed is not None:
-            self._observed.add(x.detach())
-            return x
-        return super().forward(x)
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
         out: Tensor = _Clipped.apply(x, positive(self.clip_range), *self.levels)  # type: ignore[no-untyped-call]

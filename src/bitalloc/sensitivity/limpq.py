@@ -59,6 +59,7 @@ class Measurement:
         model: the jointly trained model, switchable to every choice.
         losses: mean loss over the passes, one a step.
         seconds: wall-clock time of the training.
+        images: seen, repetitions counted.
         retries: how often the training diverged and went back, see :class:`~bitalloc.training.Engine`.
         parts: that a batch was split into at the end.
         findings: step sizes of free layers that the training did not do well, see :func:`~bitalloc.wrap.step_size_report`.
@@ -68,6 +69,7 @@ class Measurement:
     model: nn.Module
     losses: tuple[float, ...]
     seconds: float
+    images: int = 0
     retries: tuple[Retry, ...] = ()
     parts: int = 1
     findings: tuple[StepSizeFinding, ...] = ()
@@ -127,7 +129,7 @@ def learned_scale_importance(
     provenance = {"method": "limpq", "steps": steps, **asdict(settings)}
     indicators = read_indicators(joint, space, provenance)
     findings = _findings(joint, space, start, first, forward, settings) if steps else ()
-    return Measurement(indicators, joint, result.losses, result.seconds, result.retries, result.parts, findings)
+    return Measurement(indicators, joint, result.losses, result.seconds, result.images, result.retries, result.parts, findings)
 
 
 def read_indicators(joint: nn.Module, space: SearchSpace, provenance: Mapping[str, Any]) -> Indicators:

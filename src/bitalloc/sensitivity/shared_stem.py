@@ -82,7 +82,7 @@ class SharedStem:
     """
 
     def __init__(self, model: nn.Module, varying: Collection[nn.Module]) -> None:
-        self._modules = [module for module in model.modules() if type(module) in _SHAREABLE and not _varies(module, varying)]
+        self._modules = [module for module in model.modules() if _gives_a_new_tensor(module) and not _varies(module, varying)]
         self._calls: dict[tuple[nn.Module, int], _Call] = {}
         self._inputs: dict[int, _Known] = {}
         self._outputs: dict[int, _Known] = {}
@@ -138,7 +138,8 @@ class SharedStem:
     def _source(self, x: Tensor) -> Tensor | None:
         """What a shared module computes from where it is called with ``x``; None if ``x`` is not the same in all passes."""
         known = self._outputs.get(id(x)) or self._inputs.get(id(x))
-        if known is None and self._first and not x.requires_grad:
+        # What is computed without gradients, by a teacher or in a checkpointed region, is not held for the rest of the step.
+        if known is None and self._first and not x.requires_grad and torch.is_grad_enabled():
             known = self._inputs[id(x)] = _Known(x, x._version, x, None)
         return known.source if known is not None and x._version == known.version else None
 
@@ -164,7 +165,12 @@ def _unchanged(tensor: Tensor) -> Tensor:
 
 def _varies(module: nn.Module, varying: Collection[nn.Module]) -> bool:
     quantizers = (module.weight_quantizer, module.input_quantizer) if isinstance(module, QuantizedLayer) else ()
-    return any(quantizer in varying for quantizer in quantizers) or bool(getattr(module, "inplace", False))
+    return any(quantizer in varying for quantizer in quantizers)
+
+
+def _gives_a_new_tensor(module: nn.Module) -> bool:
+    unusual = getattr(module, "inplace", False) or getattr(module, "return_indices", False)  # of activations, of maximum pooling
+    return type(module) in _SHAREABLE and not unusual
 
 
 def _as_it_was_made(module: nn.Module) -> bool:

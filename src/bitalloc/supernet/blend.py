@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Branch = Callable[[Tensor, int], Tensor]
 """The tensor quantized at a width."""
@@ -50,23 +51,56 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shares, *parameters = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
-        # A gradient of the gradient was asked for: then the graph is needed, with every branch in it.
-        gradients = _with_graph if torch.is_grad_enabled() else _one_by_one
-        return (None, None, *gradients(grad, x, shares, parameters, ctx.branch, ctx.widths, wanted))
+        inputs = (ctx.branch, ctx.widths, ctx.needs_input_grad[2:], grad, x, shares, *parameters)
+        # Through an operation of its own only where a gradient of the gradient was asked for.
+        found = _Slopes.apply(*inputs) if torch.is_grad_enabled() else _one_by_one(*inputs)  # type: ignore[no-untyped-call]
+        return (None, None, *found)
 
 
-def _with_graph(
-    grad: Tensor, x: Tensor, shares: Tensor, parameters: list[Tensor], branch: Branch, widths: tuple[int, ...], wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    inputs = [x, shares, *parameters]
-    asked = [value for value, flag in zip(inputs, wanted, strict=True) if flag]
-    found = iter(torch.autograd.grad(composed(x, shares, branch, widths), asked, grad, create_graph=True, allow_unused=True))
-    return [next(found) if flag else None for flag in wanted]
+class _Slopes(torch.autograd.Function):
+    """The gradients of a blend, which have a gradient themselves.
+
+    It is taken on copies without a history: ``x`` may depend on the quantizer's parameters, where a module is called twice in a pass, and
+    what flows back through ``x`` is not this call's to count.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        branch: Branch,
+        widths: tuple[int, ...],
+        wanted: Sequence[bool],
+        grad: Tensor,
+        x: Tensor,
+        shares: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(grad, x, shares, *parameters)
+        ctx.set_materialize_grads(False)
+        ctx.branch, ctx.widths, ctx.wanted = branch, widths, wanted
+        return tuple(_one_by_one(branch, widths, wanted, grad, x, shares, *parameters))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, x, shares = (value.detach().requires_grad_() for value in ctx.saved_tensors[:3])
+        parameters = ctx.saved_tensors[3:]
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        with torch.enable_grad():
+            asked = [value for value, flag in zip((x, shares, *parameters), ctx.wanted, strict=True) if flag]
+            out = composed(x, shares, ctx.branch, ctx.widths)
+            found = torch.autograd.grad(out, asked, grad, create_graph=True, allow_unused=True)
+        given = [each for each, flag in zip(incoming, ctx.wanted, strict=True) if flag]
+        pairs = [(slope, each) for slope, each in zip(found, given, strict=True) if slope is not None and each is not None]
+        if not pairs:
+            return (None,) * len(ctx.needs_input_grad)
+        slopes, weights = zip(*pairs, strict=True)
+        second = iter(torch.autograd.grad(slopes, [grad, x, shares, *learning], weights, allow_unused=True))
+        return None, None, None, *(next(second) for _ in range(3)), *(next(second) if each.requires_grad else None for each in parameters)
 
 
 def _one_by_one(
-    grad: Tensor, x: Tensor, shares: Tensor, parameters: list[Tensor], branch: Branch, widths: tuple[int, ...], wanted: Sequence[bool]
+    branch: Branch, widths: tuple[int, ...], wanted: Sequence[bool], grad: Tensor, x: Tensor, shares: Tensor, *parameters: Tensor
 ) -> list[Tensor | None]:
     wanted_x, wanted_shares, *learning = wanted
     leaf = x.detach().requires_grad_(wanted_x)

@@ -24,12 +24,15 @@ class WidthChoice(nn.Module):
         relaxation: from logits to shares.
     """
 
+    _uniform: Tensor | None
+
     def __init__(self, widths: Sequence[int], relaxation: Relaxation) -> None:
         super().__init__()
         self.widths = tuple(widths)
         self.relaxation = relaxation
         self.architecture_logits = nn.Parameter(torch.full((len(self.widths),), START))
-        self._uniform: Tensor | None = None
+        # A buffer, so that it goes where the logits go. Not in the state dict: a step draws anew.
+        self.register_buffer("_uniform", None, persistent=False)
         self._progress = 0.0
 
     def probabilities(self) -> Tensor:

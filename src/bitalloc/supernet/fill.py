@@ -16,8 +16,9 @@ def fillings(score: Table, space: SearchSpace, budgets: Sequence[Budget]) -> Ite
     The expected cost of a search meets the budget, but as long as the choices are undecided its most probable policy may cost half of that:
     a price lowers the logit of a width by about a multiple of its cost, in all layers at once. The added term takes that back. On the
     policies of one cost it is constant, so the most probable of those that use the budget up stays the best of them; the larger nu, the
-    less a policy may leave unused for being more probable. nu starts where some layer's best choice brings the network to a limit, and
-    doubles eight times.
+    less a policy may leave unused for being more probable. nu starts at the size of the price that brings the layers' best choices to a
+    limit, and doubles seven times. Where the most probable policy exceeds a limit that is the price that lowers its cost: nu of this
+    size then decides between policies inside the limits that differ little in probability.
 
     Args:
         score: of every choice, from :meth:`LogProbabilities.scores`.
@@ -37,12 +38,14 @@ def fillings(score: Table, space: SearchSpace, budgets: Sequence[Budget]) -> Ite
         return any(budget.table.total(best) >= budget.limit for budget in budgets)
 
     yield score
-    high = next((2.0**power for power in range(-10, _DOUBLINGS) if reached(tilted(2.0**power))), None)
+    exceeds = reached(tilted(0.0))
+    sign = -1.0 if exceeds else 1.0
+    high = next((2.0**power for power in range(-10, _DOUBLINGS) if reached(tilted(sign * 2.0**power)) != exceeds), None)
     if high is None:
         return
     low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(tilted(middle)) else (middle, high)
+        low, high = (low, middle) if reached(tilted(sign * middle)) != exceeds else (middle, high)
     for power in range(STEPS):
         yield Table(tilted(high * 2**power), score.unit)

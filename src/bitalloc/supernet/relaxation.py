@@ -19,11 +19,9 @@ class Relaxation(ABC):
 
     Attributes:
         stochastic: whether the shares depend on a draw.
-        hard: whether all shares but one are zero.
     """
 
     stochastic: ClassVar[bool] = True
-    hard: ClassVar[bool] = False
 
     @abstractmethod
     def shares(self, logits: Tensor, uniform: Tensor, progress: float) -> Tensor:
@@ -81,8 +79,6 @@ class SinglePath(Relaxation):
 
     The network of a step is a network of the search space; the gradient of the logits is that of the mixture, and biased.
     """
-
-    hard: ClassVar[bool] = True
 
     def shares(self, logits: Tensor, uniform: Tensor, progress: float) -> Tensor:
         """1 at the drawn candidate, 0 elsewhere."""

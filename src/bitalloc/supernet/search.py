@@ -32,7 +32,9 @@ from bitalloc.supernet.trace import Trace
 from bitalloc.training import (
     CheckpointConfig,
     Engine,
+    Journal,
     LossFunction,
+    NoJournal,
     Progress,
     Retry,
     Silent,
@@ -82,12 +84,14 @@ def supernet_search(
     budgets: Sequence[Budget],
     calibration: Iterable[Any],
     attribution: Term | None = None,
+    method: str | None = None,
     controller: Controller | None = None,
     forward: Callable[[nn.Module, Any], Any] = run_on_inputs,
     settings: SearchSettings | None = None,
     engine: Engine | None = None,
     checkpoint: CheckpointConfig | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> SupernetResult:
     """Trains the supernet of ``model`` and reads out what it learned about every width.
 
@@ -104,12 +108,15 @@ def supernet_search(
         calibration: a few batches for the activation quantizers.
         attribution: ``attribution(supernet, batch)`` gives what is added to the loss (GMPQ); None searches without (EdMIPS). It may
             differentiate the supernet twice.
+        method: name of the method in the provenance, by default ``gmpq`` with ``attribution`` and ``edmips`` without. Say ``gmpq`` where
+            ``loss_fn`` has the term in it (:meth:`bitalloc.attribution.AttributionLoss.with_task`), which saves a forward pass a step.
         controller: steers the expected costs; :class:`DualAscent` by default. It is copied.
         forward: ``forward(model, batch)`` for calibration.
         settings: see :class:`SearchSettings`.
         engine: see :class:`~bitalloc.training.Engine`; float32 by default. It is never compiled: the mixtures recompute themselves.
         checkpoint: where and how often to save, for a resumable run.
         progress: where to show progress; nowhere by default.
+        journal: what is told of the training's steps; nothing by default.
 
     Raises:
         SpaceError: no layer has a choice, tied layers have different candidates, or a budget's table lacks a choice.
@@ -139,10 +146,11 @@ def supernet_search(
         engine=replace(engine, compile=False),
         checkpoint=checkpoint,
         progress=progress or Silent(),
+        journal=journal or NoJournal(),
         name="supernet search",
     )
     provenance = {
-        "method": "edmips" if attribution is None else "gmpq",
+        "method": method or ("edmips" if attribution is None else "gmpq"),
         "steps": steps,
         "images": result.images,
         "seconds": result.seconds,

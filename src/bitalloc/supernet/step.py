@@ -11,7 +11,7 @@ from bitalloc.errors import InfeasibleError
 from bitalloc.space import SearchSpace
 from bitalloc.supernet.choice import choices, draw, entropy
 from bitalloc.supernet.controller import Controller, Reading
-from bitalloc.supernet.expectation import ExpectedCost
+from bitalloc.supernet.expectation import ExpectedCost, expected_cost
 from bitalloc.supernet.prepare import space_of
 from bitalloc.supernet.settings import SearchSettings
 from bitalloc.supernet.trace import Trace
@@ -55,10 +55,10 @@ class SearchStep:
     ) -> None:
         self._budgets, self._controller, self._steps = tuple(budgets), controller, steps
         self._schedule, self._settings = schedule, settings
-        self._costs = [ExpectedCost(supernet, budget.table) for budget in budgets]
+        self._supernet = supernet
         self._limits = tuple(budget.limit for budget in budgets)
         self._binding = tuple(budget.limit < _widest(budget, space_of(supernet)) for budget in budgets)
-        self._logits = [choice.architecture_logits for choice in choices(supernet)]
+        self._bind(supernet)
         self._objective = loss_fn if term is None else lambda model, batch: loss_fn(model, batch) + term(model, batch)
         self._position = 0.0  # steps done, parts of a batch as fractions
         self._prices: tuple[float, ...] = ()
@@ -66,15 +66,15 @@ class SearchStep:
 
     def __call__(self, model: nn.Module, batch: Any) -> float:
         """Leaves the gradients in ``.grad``; returns the loss with the term, without the prices."""
+        if model is not self._bound:  # parameters that are spread over ranks are those of a copy
+            self._bind(model)
         begins = abs(self._position - round(self._position)) < _WHOLE
         excess = [cost() / limit - 1 for cost, limit in zip(self._costs, self._limits, strict=True)]
         if begins:
             self._position = round(self._position)
             draw(model, self._position / self._steps)
             self._set_prices(model, excess)
-        loss = learn(self._objective, model, batch)
-        for logits in self._logits:
-            nn.utils.clip_grad_norm_(logits, self._settings.logit_clip)
+        loss = self._learn(model, batch)
         if any(self._prices):
             backward(torch.stack([price * value for price, value in zip(self._prices, excess, strict=True)]).sum())
         self._position += share()
@@ -94,7 +94,7 @@ class SearchStep:
 
     def expected(self) -> tuple[float, ...]:
         """The expected cost of every budget now, in its unit."""
-        return tuple(float(cost().detach()) for cost in self._costs)
+        return tuple(float(expected_cost(self._supernet, budget.table).detach()) for budget in self._budgets)
 
     def state_dict(self) -> dict[str, Any]:
         """Position, prices, trace and the controller's state."""
@@ -110,6 +110,23 @@ class SearchStep:
         """Takes what :meth:`state_dict` gave."""
         self._position, self._prices, self._rows = state["position"], tuple(state["prices"]), state["rows"].tolist()
         self._controller.load_state_dict(state["controller"])
+
+    def _bind(self, model: nn.Module) -> None:
+        self._bound = model
+        self._costs = [ExpectedCost(model, budget.table) for budget in self._budgets]
+        self._logits = [choice.architecture_logits for choice in choices(model)]
+
+    def _learn(self, model: nn.Module, batch: Any) -> Tensor:
+        """As :func:`~bitalloc.training.learn`, with the loss's gradient of the logits clipped; what earlier parts left is not touched."""
+        before = [logits.grad for logits in self._logits]
+        for logits in self._logits:
+            logits.grad = None
+        loss = learn(self._objective, model, batch)
+        for logits, earlier in zip(self._logits, before, strict=True):
+            nn.utils.clip_grad_norm_(logits, self._settings.logit_clip * share())
+            if earlier is not None:
+                logits.grad = earlier if logits.grad is None else earlier + logits.grad
+        return loss
 
     def _set_prices(self, model: nn.Module, excess: Sequence[Tensor]) -> None:
         slopes = [_squared_norm(torch.autograd.grad(value, self._logits, retain_graph=True, allow_unused=True)) for value in excess]

@@ -15,6 +15,7 @@ from bitalloc.training.batches import image_count
 from bitalloc.training.device import weighted
 from bitalloc.training.engine import Engine
 from bitalloc.training.random_state import capture, restore
+from bitalloc.training.ranks import gathered
 from bitalloc.training.steps import Stateful, TrainStep
 
 _FULL: Final = (
@@ -76,14 +77,19 @@ class Accumulation:
                 torch.cuda.empty_cache()
 
     def _sum(self, model: nn.Module, step: TrainStep, batch: Any) -> float:
-        count = image_count(batch)
-        if self.parts == 1 or count < 2:
+        parts = self._parts(image_count(batch))
+        if parts == 1:
             return float(step(model, batch))
         loss = 0.0
-        for part, share in split(batch, min(self.parts, count)):
+        for part, share in split(batch, parts):
             with weighted(share):
                 loss += share * float(step(model, part))
         return loss
+
+    def _parts(self, count: int) -> int:
+        parts = max(1, min(self.parts, count))
+        # Spread weights are gathered from all ranks in every pass, so a rank with an image more must not do one more than the others.
+        return min(gathered(parts)) if self.parts > 1 and self._engine.sharding == "full" else parts
 
     def _split_more(self, count: int, number: int, error: RuntimeError) -> None:
         """Doubles the number of parts. Raises TrainingError if that is not allowed or there is no smaller part."""

@@ -1,6 +1,6 @@
 """Batch-norm statistics measured anew: after weights were rounded the running averages of training no longer fit."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,7 +19,12 @@ from bitalloc.training.reduction import agree_on_model
 
 @torch.no_grad()
 def reestimate_batchnorm(
-    model: nn.Module, loader: Iterable[Any], images: int = 4096, progress: Progress = SILENT, name: str = "batch norm"
+    model: nn.Module,
+    loader: Iterable[Any],
+    images: int = 4096,
+    progress: Progress = SILENT,
+    name: str = "batch norm",
+    forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> tuple[str, ...]:
     """Sets the running mean and variance of every batch norm that takes part to those of its input over the data.
 
@@ -31,10 +36,11 @@ def reestimate_batchnorm(
 
     Args:
         model: changed in place, in the running statistics only.
-        loader: inputs, or tuples that begin with them; training images.
+        loader: training images: inputs, or tuples that begin with them, or whatever ``forward`` takes.
         images: stop after the batch that reaches so many. Default 4096, "some thousand" as in LIMPQ's fine-tuning.
         progress: advances by images.
         name: the name of the work in the progress.
+        forward: ``forward(model, batch)`` runs the model on a batch. Default: ``model(inputs)``.
 
     Returns:
         The names of the batch norms that were measured.
@@ -47,11 +53,11 @@ def reestimate_batchnorm(
     norms = {norm: key for key, norm in model.named_modules() if isinstance(norm, _BatchNorm) and norm.running_mean is not None}
     if not norms:
         return ()
-    progress = progress if is_main() else SILENT
+    progress, run = progress if is_main() else SILENT, forward or _run_on_inputs
     with evaluating(model), _measuring(norms) as measured, progress.task(name, min(images, image_total(loader) or images)):
         seen = 0
         for batch in non_empty(loader, "measure batch norms on"):
-            model(to_device(inputs_of(batch), module_device(model)))
+            run(model, to_device(batch, module_device(model)))
             seen += image_count(batch)
             progress.advance(image_count(batch))
             if seen >= images:
@@ -63,6 +69,10 @@ def reestimate_batchnorm(
         moments.write(norm)
     agree_on_model(model)
     return tuple(norms[norm] for norm in measured)
+
+
+def _run_on_inputs(model: nn.Module, batch: Any) -> Any:
+    return model(inputs_of(batch))
 
 
 class _Moments:

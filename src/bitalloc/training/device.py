@@ -18,7 +18,7 @@ from torch import Tensor
 from bitalloc.errors import TrainingError
 
 _SHARE: ContextVar[float] = ContextVar("share", default=1.0)
-
+_RANK_WEIGHT: ContextVar[float] = ContextVar("rank weight", default=1.0)
 
 _LAUNCHES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -47,8 +47,8 @@ def device() -> torch.device:
 
 def backward(loss: Tensor) -> None:
     """Adds the gradients of ``loss`` (a tensor with one element) to ``.grad``. A training step of your own calls this."""
-    share = _SHARE.get()
-    _accelerator().backward(loss if share == 1 else loss * share)
+    factor = _SHARE.get() * _RANK_WEIGHT.get()
+    _accelerator().backward(loss if factor == 1 else loss * factor)
 
 
 @contextmanager
@@ -59,6 +59,16 @@ def weighted(share: float) -> Iterator[None]:
         yield
     finally:
         _SHARE.reset(token)
+
+
+@contextmanager
+def rank_weighted(weight: float) -> Iterator[None]:
+    """Within the block :func:`backward` adds ``weight`` times the gradients: a rank counts as much as it has images. No part of a batch."""
+    token = _RANK_WEIGHT.set(weight)
+    try:
+        yield
+    finally:
+        _RANK_WEIGHT.reset(token)
 
 
 def share() -> float:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from bitalloc.errors import TrainingError
 from bitalloc.training.batches import pair_of
+from bitalloc.training.evaluate import cross_entropy
 from bitalloc.training.modes import evaluating
 from bitalloc.training.steps import LossFunction
 
@@ -42,7 +43,7 @@ def distillation_loss(teacher: nn.Module, *, temperature: float = 1.0, weight: f
         with torch.no_grad(), evaluating(teacher):
             soft = functional.log_softmax(teacher(inputs) / temperature, dim=1)
         logits = model(inputs)
-        hard_loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        hard_loss = cross_entropy(logits, labels, label_smoothing)
         student = functional.log_softmax(logits / temperature, dim=1)
         soft_loss = functional.kl_div(student, soft, reduction="batchmean", log_target=True)
         return (1 - weight) * hard_loss + weight * temperature**2 * soft_loss

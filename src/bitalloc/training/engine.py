@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -35,17 +35,18 @@ class Engine:
         accumulate: parts that every batch is split into; their gradients add up, so the result is that of the whole batch but for batch
             norms, which see a part at a time. Saves memory. Default 1, the whole batch at once.
         split_on_memory: where the memory is full, the step begins again with twice as many parts, down to one image, and the run goes on
-            so. Default False: it ends with a sentence that says which batch size to try.
+            so. Default False: it ends with a sentence that says which batch size to try. Not together with ``sharding``.
         retries: how often a run whose loss, gradients or weights are not finite, or whose loss explodes, goes back to its last checkpoint
             (to its start if there is none) and on at a lower learning rate. Default 0: it ends with a sentence that names step and layer.
         retry_rate: what the learning rates of all parameters, step sizes too, are multiplied by for the rest of the run at each retry;
             the schedule is the same otherwise. Default 0.5.
         loss_limit: a loss explodes when it is more than so many times the running median of the losses, and than so many; see
-            :func:`bitalloc.training.guards.loss_problem`. Default 1000, far beyond the worst batch of a training that goes well. 0 looks
+            :func:`bitalloc.training.guards.loss_problem`. Default 100, beyond the worst batch of a training that goes well. 0 looks
             only whether the loss is finite.
         sharding: ``full`` spreads weights, gradients and optimiser states over the ranks of a distributed launch (PyTorch's FSDP2), for
             models that a device does not hold; every pass then gathers the weights anew, so the default ``none``, a copy of the model on
-            every rank, is faster where it fits. Not together with ``compile`` or ``channels_last``. One process spreads nothing.
+            every rank, is faster where it fits. Not together with ``compile``, ``channels_last`` or
+            ``split_on_memory``. One process spreads nothing.
         keep_freed_memory: the process keeps what one step frees for the next, see :func:`bitalloc.training.keep_freed_memory`; until it
             ends, therefore not by default. On Linux it spares the processor some per cent to a fifth of a step.
 
@@ -60,7 +61,7 @@ class Engine:
     split_on_memory: bool = False
     retries: int = 0
     retry_rate: float = 0.5
-    loss_limit: float = 1000.0
+    loss_limit: float = 100.0
     sharding: Sharding = "none"
     keep_freed_memory: bool = False
 
@@ -79,6 +80,10 @@ class Engine:
             raise TrainingError(f"there is no sharding {self.sharding!r}, expected one of {', '.join(get_args(Sharding))}.")
         if self.sharding == "full" and (self.compile or self.channels_last):
             raise TrainingError("sharding full does not go together with compile or channels_last: leave those off.")
+        if self.sharding == "full" and self.split_on_memory:
+            raise TrainingError(
+                "sharding full does not go together with split_on_memory: a rank cannot begin a step again alone. Set accumulate instead."
+            )
 
     @contextmanager
     def prepared(self, model: nn.Module) -> Iterator[None]:
@@ -87,8 +92,9 @@ class Engine:
             _log.warning("this processor has no bfloat16 arithmetic and emulates it, which is slower than float32: use precision float32.")
         if self.keep_freed_memory:
             keep_freed_memory()
-        if self.channels_last:
-            _lay_out(model, torch.channels_last)
+        tensors = (*model.parameters(), *model.buffers()) if self.channels_last else ()
+        turned = [tensor for tensor in tensors if tensor.dim() == 4 and tensor.is_contiguous()]
+        _lay_out(turned, torch.channels_last)
         before: Callable[..., Any] | None = model._compiled_call_impl
         if self.compile:
             model.compile()
@@ -96,8 +102,7 @@ class Engine:
             yield
         finally:
             model._compiled_call_impl = before
-            if self.channels_last:
-                _lay_out(model, torch.contiguous_format)
+            _lay_out(turned, torch.contiguous_format)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -123,5 +128,6 @@ def emulates_bfloat16(where: torch.device) -> bool:
     return not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _lay_out(model: nn.Module, layout: torch.memory_format) -> None:
-    model.to(memory_format=layout)  # type: ignore[call-overload]  # an overload that PyTorch's types forgot
+def _lay_out(tensors: Iterable[torch.Tensor], layout: torch.memory_format) -> None:
+    for tensor in tensors:  # not Module.to, which turns weights of five dimensions too, and fails
+        tensor.data = tensor.data.contiguous(memory_format=layout)

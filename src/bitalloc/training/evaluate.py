@@ -107,9 +107,20 @@ def cross_entropy_loss(label_smoothing: float = 0.1) -> LossFunction:
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         inputs, labels = pair_of(batch)
-        return functional.cross_entropy(model(inputs), labels, label_smoothing=label_smoothing)
+        return cross_entropy(model(inputs), labels, label_smoothing)
 
     return loss
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """PyTorch's cross entropy. Raises TrainingError for a label that is no class of the model; on a GPU PyTorch ends the process first."""
+    try:
+        return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    except IndexError as error:
+        raise TrainingError(
+            f"the model gives {logits.shape[1]} classes, expected labels from 0 to {logits.shape[1] - 1}, but those of a batch go from "
+            f"{int(labels.min())} to {int(labels.max())}: give the model as many classes as the data has."
+        ) from error
 
 
 def _logits(model: nn.Module, inputs: Any) -> Tensor:

@@ -18,7 +18,7 @@ from bitalloc.training.journal import NO_JOURNAL, Journal
 from bitalloc.training.lost_worker import worker_deaths_explained
 from bitalloc.training.modes import training_modes
 from bitalloc.training.progress import SILENT, Progress
-from bitalloc.training.ranks import any_rank, is_main
+from bitalloc.training.ranks import any_rank, is_main, raise_everywhere
 from bitalloc.training.recorder import StepRecorder
 from bitalloc.training.recovery import Recovery
 from bitalloc.training.reduction import agree_on_model
@@ -86,6 +86,7 @@ def fit(
     Raises:
         TrainingError: empty loader, loss or weights not finite, no gradients, bad argument; another rank failed or died.
         FileError: a checkpoint cannot be written, is damaged or belongs to another run.
+        Exception: what the journal raised, after a checkpoint; a TrainingError about it on other ranks.
         KeyboardInterrupt: on Ctrl-C, after the current step and a checkpoint.
     """
     for label, value in (("total_steps", total_steps), ("clip_value", clip_value), ("clip_norm", clip_norm)):
@@ -111,9 +112,11 @@ def fit(
                     progress.see(run.images - images, run.stream.waited)
                     progress.advance(1, loss=run.losses[-1], rate=optimizer.param_groups[0]["lr"])
                     recorder.step()
-                    interrupted, due = any_rank(interrupt.pending, saver.is_due())
-                    if interrupted or due:
+                    interrupted, due, failed = any_rank(interrupt.pending, saver.is_due(), recorder.failure is not None)
+                    if interrupted or due or failed:
                         saver.save()
+                    if failed:
+                        raise_everywhere(recorder.failure)
                 except DivergenceError as error:
                     progress.advance(-recovery.go_back(error))
                     recorder.start()

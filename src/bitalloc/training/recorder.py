@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Final, final
 
-from bitalloc.training.journal import NO_JOURNAL, Entry, Journal
+from bitalloc.training.journal import NO_JOURNAL, Entry, Event, Journal
 from bitalloc.training.ranks import is_main
 from bitalloc.training.run import Run
 
@@ -24,6 +24,9 @@ class StepRecorder:
     An entry has the total of steps, the mean loss since the entry before, the learning rate of the step and the images a second since
     the entry before. Only rank 0 writes.
 
+    Attributes:
+        failure: why an entry could not be written, None as long as all could. Not raised here: the other ranks would wait for rank 0.
+
     Args:
         journal: where to.
         task: the name of the work in it.
@@ -35,12 +38,13 @@ class StepRecorder:
         self._journal = journal if is_main() else NO_JOURNAL
         self._task, self._run, self._clock = task, run, clock
         self._every = math.ceil(run.total / LINES)
+        self.failure: Exception | None = None
         self.start()
 
     def start(self) -> None:
         """Says where the run goes on from now: at its start, or where it was taken back to."""
         self._remember()
-        self._journal.write(Entry(self._task, "start", self._run.done, {"total": self._run.total}))
+        self._write("start", {"total": self._run.total})
 
     def step(self) -> None:
         """Writes the step that was just done, if it is time."""
@@ -60,8 +64,14 @@ class StepRecorder:
             "rate": _short(run.optimizer.param_groups[0]["lr"]),
             "images_per_second": _short(rate),
         }
-        self._journal.write(Entry(self._task, "step", run.done, values))
+        self._write("step", values)
         self._remember()
+
+    def _write(self, event: Event, values: Mapping[str, float]) -> None:
+        try:
+            self._journal.write(Entry(self._task, event, self._run.done, values))
+        except Exception as error:
+            self.failure = error
 
     def _remember(self) -> None:
         self._done, self._images, self._at = self._run.done, self._run.images, self._clock()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bitalloc.training.device import weighted
+from bitalloc.training.device import rank_weighted
 from bitalloc.training.random_state import agree_on_torch
 from bitalloc.training.ranks import LostRankError, raise_everywhere, sum_in_place, summed, take_from_main, world_size
 
@@ -34,7 +34,7 @@ class StepResult:
             yield
             return
         images = summed([self.images])[0]
-        with weighted(world_size() * self.images / images if images else 1.0):
+        with rank_weighted(world_size() * self.images / images if images else 1.0):
             yield
 
 

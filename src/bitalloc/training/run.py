@@ -73,6 +73,8 @@ class Run:
             made.images = self.stream.images
             with made.weighted():
                 made.loss = self._gradients(batch)
+        if self.engine.split_on_memory:  # the rank with the least free memory decides for all
+            self.accumulation.parts = max(gathered(self.accumulation.parts))
         loss = made.loss
         check_gradients_exist(self.model, step=number)
         problem = loss_problem(loss, self.losses, self.engine.loss_limit) or gradient_problem(self.model)

@@ -1,5 +1,6 @@
 """Sign and initial step size of every activation quantizer, from data."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitalloc.errors import QuantizerError
+from bitalloc.errors import QuantizerError, TrainingError
 from bitalloc.placement import module_device, to_device
 from bitalloc.policy import FLOAT
 from bitalloc.quantizers import InputLSQ
@@ -19,10 +20,29 @@ def run_on_inputs(model: nn.Module, batch: Any) -> Any:
     """Runs a model on a batch in the default way.
 
     That is ``model(**batch)`` for a mapping, ``model(batch[0])`` for a tuple or list (inputs first, then labels), else ``model(batch)``.
+
+    Raises:
+        TrainingError: a mapping has keys that the model does not take, such as labels, or not all that it needs.
     """
     if isinstance(batch, Mapping):
-        return model(**batch)
+        try:
+            return model(**batch)
+        except TypeError as error:
+            if _takes(model, batch):
+                raise
+            raise TrainingError(
+                f"a batch has the keys {', '.join(map(str, batch))}, which {type(model).__name__}.forward does not take ({error}): give a "
+                "function forward(model, batch) that runs the model on such a batch."
+            ) from error
     return model(batch[0]) if isinstance(batch, tuple | list) else model(batch)
+
+
+def _takes(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(**batch)
+    except TypeError:
+        return False
+    return True
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None) -> None:

@@ -52,7 +52,8 @@ def of_inputs(
     def look(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(quantizer, InputLSQ)
         flat = args[0].detach().float().flatten()
-        values.setdefault(quantizer, []).append(flat[:: max(1, flat.numel() // _ENOUGH)])
+        # An odd stride: an even one would meet the same few channels or columns again and again, whose number is mostly even.
+        values.setdefault(quantizer, []).append(flat[:: flat.numel() // _ENOUGH | 1])
 
     inputs = {layer.input_quantizer for layer in layers_of(model).values() if layer.input_quantizer.widths}
     hooks = [quantizer.register_forward_pre_hook(look) for quantizer in inputs]

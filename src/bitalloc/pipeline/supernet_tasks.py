@@ -1,0 +1,234 @@
+"""The stage that searches by a supernet, in the place of the joint training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitalloc.attribution import (
+    Attribution,
+    AttributionLoss,
+    CapacityAwarePower,
+    FixedPower,
+    GradCAM,
+    GradientTimesInput,
+    InputGradient,
+    PowerRanking,
+    Ranking,
+    SoftSpearman,
+)
+from bitalloc.budget import Budget
+from bitalloc.errors import BudgetError, ConfigError, InfeasibleError
+from bitalloc.files import write_json
+from bitalloc.layers import Description
+from bitalloc.pipeline.part import part
+from bitalloc.pipeline.recipe import LevelSection, SupernetSection
+from bitalloc.pipeline.trace_plot import plot_trace
+from bitalloc.pipeline.training_notes import training_notes
+from bitalloc.pipeline.workspace import Workspace
+from bitalloc.policy import Bits
+from bitalloc.space import SearchSpace
+from bitalloc.supernet import (
+    Controller,
+    DualAscent,
+    FixedLambda,
+    GumbelSoftmax,
+    Relaxation,
+    SearchSettings,
+    SinglePath,
+    Softmax,
+    SupernetResult,
+    SupernetSettings,
+    entropy,
+    expected_bits,
+    prepare_supernet,
+    supernet_search,
+)
+from bitalloc.supernet.step import check_reachable
+from bitalloc.training import CheckpointConfig, LossFunction, NamedJournal, cross_entropy_loss
+from bitalloc.training.batches import pair_of
+
+FILES = ("log_probabilities.json", "search_trace.json", "search_trace.svg", "supernet.json")
+"""What the search of a level writes."""
+
+_RELAXATIONS: dict[str, Relaxation] = {"softmax": Softmax(), "gumbel": GumbelSoftmax(), "single-path": SinglePath()}
+
+
+def search_level(work: Workspace, level: LevelSection, inputs: str) -> None:
+    """Writes :data:`FILES` of one level."""
+    section = supernet_section(work)
+    description, teacher = work.description(), work.float_model()
+    loader = part(work.splits.train, section.fraction)
+    budgets, task = searched_budgets(work, level), task_name(level)
+    result = supernet_search(
+        teacher,
+        description,
+        work.space(description),
+        loader,
+        _objective(section, teacher),
+        steps=work.steps(section.epochs, loader),
+        budgets=budgets,
+        calibration=work.calibration(),
+        method=section.method,
+        controller=_controller(section, description),
+        settings=search_settings(work),
+        engine=work.engine(),
+        checkpoint=CheckpointConfig(work.folder.checkpoint(task, inputs), inputs),
+        progress=work.progress,
+        journal=NamedJournal(work.journal, task),
+    )
+    log_probabilities, trace, plot, report = (work.folder.level_path(level, name) for name in FILES)
+    result.log_probabilities.save(log_probabilities)
+    result.trace.save(trace)
+    plot_trace(result.trace, plot)
+    write_json(report, _report(section, result, budgets))
+
+
+def task_name(level: LevelSection) -> str:
+    """The name of the task that searches a level."""
+    return f"supernet/{level.name}"
+
+
+def supernet_section(work: Workspace) -> SupernetSection:
+    """The recipe's section. Raises ConfigError where there is none."""
+    if work.recipe.supernet is None:
+        raise ConfigError("the recipe has no section [supernet].")
+    return work.recipe.supernet
+
+
+def searched_budgets(
+    work: Workspace, level: LevelSection, description: Description | None = None, target: Description | None = None
+) -> tuple[Budget, ...]:
+    """The budgets that a search is steered to.
+
+    On another dataset than the run's own, an absolute limit of the run says nothing: images of half the size cost a quarter. There each
+    limit is the same share of what the widest policy costs as in the run.
+
+    Args:
+        work: where the search is done.
+        level: of the run.
+        description: of the network that is searched; from the run folder by default.
+        target: of the run's own network, where it is another one; from its folder by default.
+
+    Raises:
+        BudgetError: a budget cannot be understood.
+    """
+    description = description or work.description()
+    space = work.space(description)
+    costs = work.costs(description, space)
+    if work.target is None:
+        return costs.budgets(level.budgets, work.uniform_space(description))
+    target = target or work.target.description()
+    target_space = work.target.space(target)
+    target_costs = work.target.costs(target, target_space)
+    here, there = _widest(space), _widest(target_space)
+    return costs.recounted(
+        [
+            replace(budget, limit=budget.limit * costs.used(budget.name, here) / target_costs.used(budget.name, there))
+            for budget in searched_budgets(work.target, level, target)
+        ]
+    )
+
+
+def check_supernet(work: Workspace, description: Description) -> None:
+    """Makes the supernet of an untrained model and looks for what is attributed, before any training.
+
+    Raises:
+        SpaceError: nothing is to be chosen, or tied layers have different candidates.
+        BudgetError: a fixed lambda with a budget that is not BitOps.
+        TrainingError: there is no feature map, or no module that ``layers`` matches.
+    """
+    section = supernet_section(work)
+    model = work.new_model()
+    prepare_supernet(model, work.space(description), description, search_settings(work).supernet)
+    if section.price != "steered" and any(tuple(level.budgets) != ("bitops",) for level in work.recipe.levels):
+        raise BudgetError(
+            'supernet.price is a number, the published weight of BitOps: give every level the budget bitops alone, or "steered".'
+        )
+    if section.method == "gmpq":
+        _attribution(section).resolved(model, work.example)
+
+
+def check_reach(work: Workspace, description: Description, target: Description) -> None:
+    """Raises InfeasibleError for a level whose search on a source would be steered to a budget below the smallest policy."""
+    for level in work.recipe.levels:
+        try:
+            check_reachable(searched_budgets(work, level, description, target), work.space(description))
+        except InfeasibleError as error:
+            raise InfeasibleError(f"level {level.name}, searched on the source: {error}") from error
+
+
+def search_settings(work: Workspace) -> SearchSettings:
+    """The section as settings of the search."""
+    section = supernet_section(work)
+    return SearchSettings(
+        learning_rate=section.learning_rate,
+        logit_rate=section.logit_rate,
+        weight_decay=section.weight_decay,
+        decay_after=section.decay_after,
+        decay=section.decay,
+        scale_rate=section.step_size_rate,
+        logit_clip=section.logit_clip,
+        supernet=SupernetSettings(
+            pair=section.pair,
+            relaxation=_RELAXATIONS[section.relaxation],
+            pinned_in_float=section.pinned_in_float,
+            range_start=None if section.range_start == "auto" else section.range_start,
+            quantizers=work.quantizers(),
+        ),
+        seed=work.recipe.seed,
+    )
+
+
+def _objective(section: SupernetSection, teacher: nn.Module) -> LossFunction:
+    """The loss of the task, for ``gmpq`` with the attribution term, from one forward pass."""
+    if section.method == "edmips":
+        return cross_entropy_loss(section.label_smoothing)
+
+    def task(logits: Tensor, batch: Any) -> Tensor:
+        return functional.cross_entropy(logits, pair_of(batch)[1], label_smoothing=section.label_smoothing)
+
+    return AttributionLoss(teacher, _attribution(section), _ranking(section), section.eta).with_task(task)
+
+
+def _attribution(section: SupernetSection) -> Attribution:
+    if section.attribution == "gradcam":
+        return GradCAM(section.layers)
+    return InputGradient() if section.attribution == "input-gradient" else GradientTimesInput()
+
+
+def _ranking(section: SupernetSection) -> Ranking:
+    if section.ranking == "spearman":
+        return SoftSpearman()
+    if section.power == "adaptive":
+        return PowerRanking(CapacityAwarePower(lambda supernet: expected_bits(supernet).values()))
+    return PowerRanking(FixedPower(section.power))
+
+
+def _controller(section: SupernetSection, description: Description) -> Controller:
+    return DualAscent() if section.price == "steered" else FixedLambda(section.price, description.layers[0].macs)
+
+
+def _report(section: SupernetSection, result: SupernetResult, budgets: Sequence[Budget]) -> dict[str, Any]:
+    expected = [
+        {"name": budget.name, "expected": value, "limit": budget.limit, "unit": budget.unit}
+        for budget, value in zip(budgets, result.expected, strict=True)
+    ]
+    return {
+        "method": section.method,
+        "seconds": result.seconds,
+        "images": result.images,
+        "steps": len(result.losses),
+        "budgets": expected,
+        "entropy": float(entropy(result.supernet).detach()),
+        "losses": list(result.losses),
+        **training_notes(result.retries, result.parts),
+    }
+
+
+def _widest(space: SearchSpace) -> dict[str, Bits]:
+    return {
+        name: max(candidates.pairs, key=lambda bits: (bits.weight * bits.act, bits.weight)) for name, candidates in space.candidates.items()
+    }
