@@ -123,7 +123,7 @@ def train(loader: Any, checkpoint: Path | None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3))
     config = CheckpointConfig(checkpoint, "run", steps=1) if checkpoint else None
-    fit(model, loader, step=loss_step(cross_entropy_loss()), optimizer=sgd(model, 0.05), total_steps=50, checkpoint=config)
+    fit(model, loader, step=loss_step(cross_entropy_loss()), optimizer=sgd(model, 0.005), total_steps=50, checkpoint=config)
     return model.state_dict()
 
 
