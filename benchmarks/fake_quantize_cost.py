@@ -1,17 +1,13 @@
 """What fake quantization costs: forward and backward of one tensor, over ``relu`` and over plain tensor operations."""
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
+from measuring import Run, median_seconds, peak_bytes
 from torch import Tensor
 
 from bitalloc.quantizers import FakeQuantizeMode, fake_quantize, use_fake_quantize
 from bitalloc.training import device
 
 MEGABYTES = (8, 256)
-Run = Callable[[], object]
 
 
 def figures(repeats: int) -> dict[str, float]:
@@ -25,29 +21,8 @@ def figures(repeats: int) -> dict[str, float]:
         # The key without a size is the largest tensor's, where the ratio is the smallest.
         report["plain_over_fused_time"] = medians["plain"] / medians["fused"]
         print(f"{megabytes} MB: plain over fused {report['plain_over_fused_time']:.2f}", flush=True)
-    report["fused_over_plain_memory"] = _peak_bytes(runs["fused"]) / _peak_bytes(runs["plain"])
+    report["fused_over_plain_memory"] = peak_bytes(runs["fused"]) / peak_bytes(runs["plain"])
     return report
-
-
-def median_seconds(runs: dict[str, Run], repeats: int) -> dict[str, float]:
-    """The median seconds of each, taking turns, after one call each that compiles kernels and fills pools."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            synchronise()
-            start = time.perf_counter()
-            run()
-            synchronise()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def synchronise() -> None:
-    """Waits for the device."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _sides(megabytes: int) -> dict[str, Run]:
@@ -75,20 +50,3 @@ def _quantize(x: Tensor, incoming: Tensor, mode: FakeQuantizeMode) -> Run:
         x.grad = step.grad = None
 
     return run
-
-
-def _peak_bytes(run: Run) -> int:
-    """The peak that a pass allocates beyond what was there before it."""
-    if device().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from fake_quantize_cost import median_seconds
+from measuring import median_seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fake_quantize_cost import median_seconds
+from measuring import median_seconds
 from torch import Tensor, nn
 
 from bitalloc import Bits, Policy, describe, first_last_pins, quantize

@@ -10,12 +10,11 @@ by PyTorch's profiler on the processor and by its allocator on a GPU.
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import median_seconds, peak_bytes
 from torch import nn
 
 import bitalloc.supernet.mixture as mixture_module
@@ -71,38 +70,6 @@ def in_plain_operations(run: Callable[[], None]) -> Callable[[], None]:
             mixture_module.blend = recomputing
 
     return wrapped
-
-
-def peak_bytes(run: Callable[[], None]) -> int:
-    """The largest sum of allocations less releases from the start of a step on."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
-
-
-def median_seconds(runs: dict[str, Callable[[], None]], steps: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(steps + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if device().type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first of each fills pools and compiles kernels
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import published_step
 import step_cost
 import throughput
 import torch
+from measuring import median_seconds
 
 from bitalloc.training import device, keep_freed_memory
 from bitalloc.training.engine import emulates_bfloat16
@@ -31,7 +32,7 @@ def figures(repeats: int, steps: int, rounds: int) -> dict[str, float]:
     keep_freed_memory()  # as `bitalloc run` does; all sides have it
     report = fake_quantize_cost.figures(repeats)
     report |= step_cost.figures(steps)
-    joint = fake_quantize_cost.median_seconds(published_step.joint_steps(published_step.random_batch(128)), steps)
+    joint = median_seconds(published_step.joint_steps(published_step.random_batch(128)), steps)
     print("joint step: " + ", ".join(f"{name} {value:.3f} s" for name, value in joint.items()), flush=True)
     report |= published_step.ratios(joint)
     if device().type == "cpu":

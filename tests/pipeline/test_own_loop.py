@@ -123,3 +123,11 @@ def test_fine_tuning_with_callbacks() -> None:
     assert result.score is not None
     assert result.score == _accuracy(result.model, loader)
     assert result.score > 0.9
+
+
+def test_calibration_that_can_be_read_only_once_is_refused_before_the_training() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    policy = ba.Policy({"1": ba.Bits(4, 4)}, {"1": (3, 4)})
+    batches = [(torch.randn(5, 4), torch.randint(3, (5,)))]
+    with pytest.raises(TrainingError, match="read only once"):
+        ba.finetune(model, policy, batches, _loss, steps=1, calibration=(batch for batch in batches))

@@ -11,7 +11,7 @@ from bitalloc.attribution import GradCAM, attribution_rank_distance
 from bitalloc.data import optional
 from bitalloc.files import write_json
 from bitalloc.pipeline.attribution_picture import attribution_picture
-from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.result_tasks import finetuned, kinds
 from bitalloc.pipeline.run_folder import read_report
 from bitalloc.pipeline.training_tasks import starting_model

@@ -10,7 +10,8 @@ from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, PolicyErr
 from bitalloc.layers import Description
 from bitalloc.pipeline.allocate import bitops_convention, flat_score, uniform_policy
 from bitalloc.pipeline.attribution_tasks import check_attribution
-from bitalloc.pipeline.recipe import LevelSection, Recipe
+from bitalloc.pipeline.recipe import Recipe
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.source import check_same, source_workspace
 from bitalloc.pipeline.supernet_tasks import check_reach, check_supernet

@@ -1,6 +1,6 @@
 """Fine-tuning at the widths of a policy, as the main job does it; usable on its own with callbacks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitalloc.errors import TrainingError
 from bitalloc.policy import Policy
 from bitalloc.quantizers import cached_weights, is_step_size
 from bitalloc.training import (
@@ -133,9 +134,12 @@ def finetune(
 
     Raises:
         PolicyError: the policy belongs to another model.
-        TrainingError: a loader is empty, a loss is not finite, or a batch cannot be run without a ``forward`` of its own.
+        TrainingError: a loader is empty, ``calibration`` can be read only once, a loss is not finite, or a batch cannot be run without a
+            ``forward`` of its own.
     """
     settings, progress = settings or FinetuneSettings(), progress or Silent()
+    if isinstance(calibration, Iterator):  # said now, and not after the training
+        raise TrainingError("calibration can be read only once, but is needed three times: give a list or a DataLoader, no generator.")
     quantized = quantize(model, policy, settings=settings.quantizers).to(device())
     calibrate(quantized, islice(calibration, settings.calibration_batches), forward)
     if start_from is not None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bitalloc.errors import ConfigError, SpaceError
 from bitalloc.pipeline.allocate import Allocation
-from bitalloc.pipeline.recipe import LevelSection, Recipe
+from bitalloc.pipeline.recipe import Recipe
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.result_tasks import allocate_level
 from bitalloc.pipeline.run import run_recipe
 from bitalloc.pipeline.run_folder import RunFolder

@@ -10,7 +10,7 @@ from bitalloc.errors import BitallocError, ExportError, FileError
 from bitalloc.export import deploy, export_onnx, load_checkpoint, verify_onnx
 from bitalloc.files import write_json
 from bitalloc.pipeline.allocate import Allocation, allocate, reversed_policy
-from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.run_folder import damage, digest, read_report
 from bitalloc.pipeline.source import load_indicators, load_probabilities, score_files
 from bitalloc.pipeline.source import provenance as source_provenance

@@ -11,7 +11,8 @@ from bitalloc.files import dropping_writes
 from bitalloc.pipeline import attribution_tasks, result_tasks, supernet_tasks, training_tasks
 from bitalloc.pipeline.dry_run import check_plan, check_source
 from bitalloc.pipeline.entry_points import source_digest
-from bitalloc.pipeline.recipe import LevelSection, Recipe
+from bitalloc.pipeline.recipe import Recipe
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.run_journal import run_journal
 from bitalloc.pipeline.source import score_files, source_workspace

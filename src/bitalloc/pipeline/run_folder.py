@@ -11,7 +11,8 @@ from typing import Any
 
 from bitalloc.errors import BitallocError, FileError
 from bitalloc.files import read_json, write_json
-from bitalloc.pipeline.recipe import LevelSection, Recipe
+from bitalloc.pipeline.recipe import Recipe
+from bitalloc.pipeline.recipe_sections import LevelSection
 
 SCHEMA = "bitalloc.run"
 VERSION = 1

@@ -5,7 +5,8 @@ from typing import Any
 
 from bitalloc.errors import PolicyError
 from bitalloc.layers import Description
-from bitalloc.pipeline.recipe import LevelSection, Recipe, SourceSection
+from bitalloc.pipeline.recipe import Recipe
+from bitalloc.pipeline.recipe_sections import LevelSection, SourceSection
 from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.sensitivity import Indicators

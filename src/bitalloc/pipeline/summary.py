@@ -13,7 +13,7 @@ from bitalloc.errors import FileError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
 from bitalloc.pipeline.attribution_tasks import rank_distances
-from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.result_tasks import kinds
 from bitalloc.pipeline.run_folder import damage, digest, read_report
 from bitalloc.pipeline.source import provenance, scored

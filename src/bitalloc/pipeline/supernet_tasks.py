@@ -24,7 +24,7 @@ from bitalloc.errors import BudgetError, ConfigError, InfeasibleError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
 from bitalloc.pipeline.part import part
-from bitalloc.pipeline.recipe import LevelSection, SupernetSection
+from bitalloc.pipeline.recipe_sections import LevelSection, SupernetSection
 from bitalloc.pipeline.trace_plot import plot_trace
 from bitalloc.pipeline.training_notes import training_notes
 from bitalloc.pipeline.workspace import Workspace

@@ -13,7 +13,7 @@ from bitalloc.files import replacing, write_json
 from bitalloc.models import load_weights
 from bitalloc.pipeline.finetune import FinetuneSettings, finetune
 from bitalloc.pipeline.part import part
-from bitalloc.pipeline.recipe import LevelSection
+from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.run_folder import damage
 from bitalloc.pipeline.training_notes import training_notes
 from bitalloc.pipeline.workspace import Workspace
