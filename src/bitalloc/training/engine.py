@@ -48,7 +48,7 @@ class Engine:
             every rank, is faster where it fits. Not together with ``compile``, ``channels_last`` or
             ``split_on_memory``. One process spreads nothing.
         keep_freed_memory: the process keeps what one step frees for the next, see :func:`bitalloc.training.keep_freed_memory`; until it
-            ends, therefore not by default. On Linux it spares the processor some per cent to a fifth of a step.
+            ends, therefore not by default. On Linux it pays where tensors have more than 32 MB.
 
     Raises:
         TrainingError: an unknown precision or sharding, options that do not go together, or a number out of range.
