@@ -12,8 +12,9 @@ def keep_freed_memory() -> bool:
 
     A training step allocates and frees the same large tensors as the one before. glibc maps them anew each time, and the system clears
     every page at its first touch, which takes several times as long as ``relu`` on a tensor of 256 MB. After a few steps glibc does so
-    only with tensors above 32 MB, so small networks gain nothing. The peak of memory hardly changes, but what was once used is not given to other processes before this one ends. A preloaded
-    jemalloc or tcmalloc is an alternative from outside the process, which this call then does not touch.
+    only with tensors above 32 MB, so small networks gain nothing. The peak of memory hardly changes, but what was once used is not
+    given to other processes before this one ends. A preloaded jemalloc or tcmalloc is an alternative from outside the process, which
+    this call then does not touch.
 
     Returns:
         Whether the C library took it: True with glibc (Linux), False elsewhere, where nothing is done.
