@@ -116,16 +116,4 @@ def _check_scoring(path: AnyPath, recipe: Recipe) -> None:
 
 def _keys() -> list[str]:
     """Every key of a recipe, of whatever section."""
-    scoring = (MeasureSection, SupernetSection, SourceSection)
-    sections = (
-        Recipe,
-        FloatSection,
-        SpaceSection,
-        QuantizerSection,
-        *scoring,
-        LevelSection,
-        FinetuneSection,
-        EvaluateSection,
-        EngineSection,
-    )
-    return sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})
+    return sorted({field.alias or name for section in Section.__subclasses__() for name, field in section.model_fields.items()})
