@@ -56,11 +56,16 @@ def apply(x: Tensor, step: Tensor, low: int, high: int, scale: float) -> Tensor:
     return out
 
 
-def _values(x: Tensor, step: Tensor, low: int, high: int, scale: float) -> Tensor:
+def values(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """The values alone, without a derivative."""
     out = None
     if (kernels := _kernels(x)) is not None:
         out = kernels.values(x, step, low, high)
     return torch.empty_like(x).copy_(reference.values(x, step, low, high)) if out is None else out
+
+
+def _values(x: Tensor, step: Tensor, low: int, high: int, scale: float) -> Tensor:
+    return values(x, step, low, high)
 
 
 def _gradients(

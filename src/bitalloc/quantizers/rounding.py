@@ -3,6 +3,7 @@
 Source: Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from bitalloc.quantizers import fused
 from bitalloc.quantizers.choice import mode
-from bitalloc.quantizers.reference import Reference
+from bitalloc.quantizers.recompute import computable
+from bitalloc.quantizers.reference import Reference, values
 
 MIN_STEP = 2.0**-23
 """Smallest step size in use. Far below any trained step, large enough that ``x / step`` does not overflow in float32."""
@@ -55,9 +57,9 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_sc
     out: Tensor
     if mode() != "reference" and not exporting and fused.fits(x, step):
         out = fused.apply(x, step, low, high, step_gradient_scale)
-    else:
-        out = Reference.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
-    return out
+        return computable(out, partial(fused.values, x, step, low, high))
+    out = Reference.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
+    return computable(out, partial(values, x, step, low, high))
 
 
 def positive(step: Tensor) -> Tensor:

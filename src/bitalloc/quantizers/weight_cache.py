@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bitalloc.quantizers.tracing import traced
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -57,7 +59,7 @@ def cached_weights() -> Iterator[None]:
 
 def kept(owner: nn.Module, weight: Tensor, step: Tensor, bits: int, quantize: Callable[[Tensor], Tensor]) -> Tensor:
     """``quantize(weight)``, or what it gave ``owner`` before in this block of :func:`cached_weights`."""
-    if _traced():
+    if traced():
         return quantize(weight)
     found = _kept.get()
     if found is None:
@@ -88,7 +90,3 @@ def _same_memory(tensor: Tensor, memory: Tensor) -> bool:
         return False
     return tensor.shape == memory.shape and tensor.stride() == memory.stride()
 
-
-def _traced() -> bool:
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or tracing

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitalloc.policy import FLOAT
-from bitalloc.quantizers import InputLSQ, WeightLSQ
+from bitalloc.quantizers import InputLSQ, WeightLSQ, computed_again
 
 
 class QuantizedLayer(nn.Module, ABC):
@@ -23,7 +23,9 @@ class QuantizedLayer(nn.Module, ABC):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The layer's output from the fake-quantized input and weight; only transposed convolutions know an output size."""
-        return self.compute(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias, output_size)
+        x, weight = self.input_quantizer(input), self.weight_quantizer(self.weight)
+        with computed_again(x, weight):
+            return self.compute(x, weight, self.bias, output_size)
 
     @property
     def idle(self) -> bool:
