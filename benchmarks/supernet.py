@@ -24,7 +24,7 @@ from bitalloc.policy import Bits
 from bitalloc.supernet import DualAscent, SearchSettings, SupernetSettings, prepare_supernet
 from bitalloc.supernet.blend import composed
 from bitalloc.supernet.step import SearchStep
-from bitalloc.training import Constant, cross_entropy_loss, device, loss_step
+from bitalloc.training import cross_entropy_loss, device, loss_step
 from bitalloc.wrap import calibrate
 
 CANDIDATES = {3: (4, 3, 2), 4: (6, 4, 3, 2)}
@@ -32,6 +32,8 @@ CANDIDATES = {3: (4, 3, 2), 4: (6, 4, 3, 2)}
 
 def step_of(model: nn.Module, step: Callable[[nn.Module, object], float], batch: object) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9)
+    if isinstance(step, SearchStep):
+        optimizer.register_step_pre_hook(step.steer)
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -49,7 +51,7 @@ def supernet_step(model: nn.Module, candidates: tuple[int, ...], pair: str, batc
     supernet.to(device()).train()
     table = BitOps().table(description.layers, space)
     budget = Budget("bitops", table.total(space.uniform(Bits(3, 3))), table)
-    search = SearchStep(supernet, [budget], cross_entropy_loss(), DualAscent(), 1000, Constant(), SearchSettings())
+    search = SearchStep(supernet, [budget], cross_entropy_loss(), DualAscent(), 1000, SearchSettings().logit_clip)
     return step_of(supernet, search, batch)
 
 

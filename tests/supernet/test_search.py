@@ -30,7 +30,7 @@ from bitalloc.supernet import (
 from bitalloc.supernet.choice import choices
 from bitalloc.supernet.search import _optimizer
 from bitalloc.supernet.step import SearchStep
-from bitalloc.training import CheckpointConfig, Constant, Engine, StepDecay
+from bitalloc.training import CheckpointConfig, Engine, StepDecay
 from bitalloc.training.accumulate import Accumulation
 from bitalloc.training.device import rank_weighted
 from bitalloc.wrap import calibrate, quantized_layers
@@ -107,8 +107,9 @@ def test_fixed_lambda_moves_the_logits_as_the_published_term(case):
     supernet = prepare_supernet(case.model, case.space, case.description, SETTINGS.supernet)
     calibrate(supernet, case.loader)
     budget = in_between(case, 0.3)
-    step = SearchStep(supernet, [budget], case.loss_fn, FixedLambda(0.05, macs), 10, Constant(), SETTINGS)
+    step = SearchStep(supernet, [budget], case.loss_fn, FixedLambda(0.05, macs), 10, clip=1.0)
     step(supernet, case.loader[0])
+    step.steer(_optimizer(supernet, SETTINGS))
     logits = {name: p for name, p in supernet.named_parameters() if name.endswith("logits")}
     own = {name: p.grad.clone() for name, p in logits.items()}
     supernet.zero_grad()
@@ -139,8 +140,9 @@ def test_memory_does_not_grow_over_sixty_steps(case):
     supernet = prepare_supernet(case.model, case.space, case.description, SupernetSettings(pair="lsq"))
     calibrate(supernet, case.loader)
     budget = in_between(case, 0.3)
-    step = SearchStep(supernet, [budget], case.loss_fn, DualAscent(), 200, Constant(), SETTINGS, attribution)
+    step = SearchStep(supernet, [budget], case.loss_fn, DualAscent(), 200, 1.0, attribution)
     optimizer = _optimizer(supernet, SETTINGS)
+    optimizer.register_step_pre_hook(step.steer)
 
     def run(count):
         for index in range(count):
@@ -196,44 +198,59 @@ def test_a_batch_in_parts_has_one_draw_and_one_price(case):
     assert result.parts == 3
 
 
-def stepped(case, settings=SETTINGS, loss_fn=None):
+def stepped(case, clip=1.0, budgets=1):
     """A calibrated supernet and its step, at a price that is far above what a gradient of the loss may have."""
-    supernet = prepare_supernet(case.model, case.space, case.description, settings.supernet)
+    supernet = prepare_supernet(case.model, case.space, case.description, SETTINGS.supernet)
     calibrate(supernet, case.loader)
     controller = FixedLambda(100.0, case.table.total({name: c.pairs[0] for name, c in case.space.candidates.items()}))
-    return supernet, SearchStep(supernet, [in_between(case, 0.3)], loss_fn or case.loss_fn, controller, 10, Constant(), settings)
+    return supernet, SearchStep(supernet, [in_between(case, 0.3)] * budgets, case.loss_fn, controller, 10, clip)
 
 
 def logit_gradients(supernet):
     return {name: p.grad for name, p in supernet.named_parameters() if is_architecture_logit(name, p)}
 
 
-def test_prices_are_not_clipped_with_the_gradients_of_the_loss_in_any_part(case):
+def test_the_gradient_that_is_clipped_is_that_of_the_whole_batch(case):
+    case.model.eval()  # batch norms see a part at a time
+    order = case.loader[0][1].argsort()  # so parts have other gradients than the whole
     found = []
     for parts in (1, 3):
-        supernet, step = stepped(case, replace(SETTINGS, logit_clip=1e-9))
-        Accumulation(Engine(accumulate=parts)).gradients(supernet, step, case.loader[0], 1)
+        supernet, step = stepped(case, clip=1e-5, budgets=0)
+        Accumulation(Engine(accumulate=parts)).gradients(supernet, step, tuple(part[order] for part in case.loader[0]), 1)
+        step.steer(_optimizer(supernet, SETTINGS))
         found.append(logit_gradients(supernet))
-    assert max(gradient.norm() for gradient in found[0].values()) > 1
     for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient)
+        assert gradient.norm() == pytest.approx(1e-5, rel=0.1)
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-9)
 
 
-def test_a_rank_with_more_images_than_others_takes_whole_steps(case):
-    supernet, step = stepped(case)
+def test_prices_are_not_clipped_with_the_gradient_of_the_loss(case):
+    supernet, step = stepped(case, clip=1e-9)
+    step(supernet, case.loader[0])
+    step.steer(_optimizer(supernet, SETTINGS))
+    assert max(gradient.norm() for gradient in logit_gradients(supernet).values()) > 1
+
+
+def test_a_rank_with_more_images_than_others_draws_at_every_batch(case):
+    supernet = prepare_supernet(case.model, case.space, case.description, replace(SETTINGS.supernet, relaxation=SinglePath()))
+    calibrate(supernet, case.loader)
+    step, drawn = SearchStep(supernet, [], case.loss_fn, DualAscent(), 10, 1.0), []
     with rank_weighted(8 / 7):
-        for batch in case.loader:
-            step(supernet, batch)
-    assert len(step.trace().prices) == len(case.loader)
+        for index in range(8):
+            step(supernet, case.loader[index % 3])
+            drawn.append(tuple(choice.shares().argmax().item() for choice in choices(supernet)))
+    assert len(set(drawn)) > 4
 
 
 def test_a_step_prices_the_logits_of_the_model_that_trains(case):
     supernet, step = stepped(case)
     twin = copy.deepcopy(supernet)  # as for parameters that are spread over ranks
     step(twin, case.loader[0])
+    step.steer(_optimizer(twin, SETTINGS))
     assert all(gradient is None for gradient in logit_gradients(supernet).values())
     own, alone = stepped(case)
     alone(own, case.loader[0])
+    alone.steer(_optimizer(own, SETTINGS))
     for name, gradient in logit_gradients(own).items():
         torch.testing.assert_close(logit_gradients(twin)[name], gradient)
 

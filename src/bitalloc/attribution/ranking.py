@@ -1,5 +1,6 @@
 """How far a student's attribution map is from the order of a teacher's, as something to learn from."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import final
@@ -20,7 +21,7 @@ class Ranking(ABC):
     """A distance between maps, differentiable twice with respect to the student's."""
 
     def distance(self, teacher: Tensor, student: Tensor, network: nn.Module | None = None) -> Tensor:
-        """The distance of every sample, (N,), in float32 or wider.
+        """The distance of every sample, (N,), in float32 or wider; not finite where the student's map is not.
 
         Args:
             teacher: non-negative maps (N, ...); no gradient flows to them.
@@ -90,6 +91,8 @@ class SoftSpearman(Ranking):
             raise TrainingError(f"the strength of soft ranks is {self.strength}, expected a positive number.")
 
     def _distance(self, teacher: Tensor, student: Tensor, network: nn.Module | None) -> Tensor:
+        if not bool(student.isfinite().all()):  # it has no ranks
+            return student.sum(1) * math.nan
         largest = student.abs().amax(1, keepdim=True).clamp_min(FLOOR)
         return 1 - correlation(ranks(teacher), soft_rank(student / largest * student.shape[1], self.strength))
 

@@ -133,14 +133,16 @@ def supernet_search(
     supernet.to(device())
     schedule = StepDecay(max(1, round(steps * settings.decay_after)), settings.decay)
     control = deepcopy(controller) if controller is not None else DualAscent()
-    step = SearchStep(supernet, budgets, loss_fn, control, steps, schedule, settings, attribution)
+    step = SearchStep(supernet, budgets, loss_fn, control, steps, settings.logit_clip, attribution)
+    optimizer = _optimizer(supernet, settings)
+    optimizer.register_step_pre_hook(step.steer)
     dry_run(supernet, loader, loss_fn, attribution, engine)
     torch.manual_seed(settings.seed)
     result = fit(
         supernet,
         loader,
         step=step,
-        optimizer=_optimizer(supernet, settings),
+        optimizer=optimizer,
         schedule=schedule,
         total_steps=steps,
         engine=replace(engine, compile=False),

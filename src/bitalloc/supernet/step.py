@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bitalloc.budget import Budget
 from bitalloc.errors import InfeasibleError
@@ -13,9 +14,8 @@ from bitalloc.supernet.choice import choices, draw, entropy
 from bitalloc.supernet.controller import Controller, Reading
 from bitalloc.supernet.expectation import ExpectedCost, expected_cost
 from bitalloc.supernet.prepare import space_of
-from bitalloc.supernet.settings import SearchSettings
 from bitalloc.supernet.trace import Trace
-from bitalloc.training import LossFunction, Schedule, backward, learn
+from bitalloc.training import LossFunction, learn
 from bitalloc.training.device import share
 
 Term = Callable[[nn.Module, Any], Tensor]
@@ -29,7 +29,9 @@ class SearchStep:
 
         L = loss + term + sum_k price_k * (E[cost_k] / limit_k - 1)
 
-    Where a batch is split into parts, the draw and the prices are those of the whole batch. The state goes into checkpoints.
+    Calls make the gradients of the loss and the term, for a batch or a part of it; all parts of a batch have one draw. The prices follow
+    in :meth:`steer`, once an optimiser step, when the gradients are those of the whole batch, from all parts and all ranks. The state
+    goes into checkpoints.
 
     Args:
         supernet: on its device, calibrated.
@@ -37,8 +39,7 @@ class SearchStep:
         loss_fn: ``loss_fn(model, batch)``.
         controller: gives the prices.
         steps: of the search.
-        schedule: of the learning rates.
-        settings: for the rate of the logits.
+        clip: largest 2-norm of the gradient of one logit vector, without the prices.
         term: is added to the loss, such as the attribution loss.
     """
 
@@ -49,36 +50,42 @@ class SearchStep:
         loss_fn: LossFunction,
         controller: Controller,
         steps: int,
-        schedule: Schedule,
-        settings: SearchSettings,
+        clip: float,
         term: Term | None = None,
     ) -> None:
-        self._budgets, self._controller, self._steps = tuple(budgets), controller, steps
-        self._schedule, self._settings = schedule, settings
+        self._budgets, self._controller, self._steps, self._clip = tuple(budgets), controller, steps, clip
         self._supernet = supernet
         self._limits = tuple(budget.limit for budget in budgets)
         self._binding = tuple(budget.limit < _widest(budget, space_of(supernet)) for budget in budgets)
         self._bind(supernet)
         self._objective = loss_fn if term is None else lambda model, batch: loss_fn(model, batch) + term(model, batch)
-        self._position = 0.0  # steps done, parts of a batch as fractions
-        self._prices: tuple[float, ...] = ()
+        self._seen = 0.0  # share of the present batch
         self._rows: list[list[float]] = []
 
     def __call__(self, model: nn.Module, batch: Any) -> float:
         """Leaves the gradients in ``.grad``; returns the loss with the term, without the prices."""
         if model is not self._bound:  # parameters that are spread over ranks are those of a copy
             self._bind(model)
-        begins = abs(self._position - round(self._position)) < _WHOLE
-        excess = [cost() / limit - 1 for cost, limit in zip(self._costs, self._limits, strict=True)]
-        if begins:
-            self._position = round(self._position)
-            draw(model, self._position / self._steps)
-            self._set_prices(model, excess)
-        loss = self._learn(model, batch)
-        if any(self._prices):
-            backward(torch.stack([price * value for price, value in zip(self._prices, excess, strict=True)]).sum())
-        self._position += share()
+        if self._seen == 0:
+            draw(model, len(self._rows) / self._steps)
+        loss = learn(self._objective, model, batch)
+        seen = self._seen + share()
+        self._seen = seen if seen < 1 - _WHOLE else 0.0
         return float(loss)
+
+    def steer(self, optimizer: Optimizer, *_: object) -> None:
+        """Clips the loss's gradients of the logits and adds those of the prices; to be registered to run before ``optimizer``'s step.
+
+        The controller reads the rate of the logits there: as it is in this step, lowered by the schedule and by retries.
+        """
+        excess = [cost() / limit - 1 for cost, limit in zip(self._costs, self._limits, strict=True)]
+        slopes = [torch.autograd.grad(value, self._logits, allow_unused=True) for value in excess]
+        prices = self._prices(optimizer, excess, slopes)
+        for logits, *parts in zip(self._logits, *slopes, strict=True):
+            nn.utils.clip_grad_norm_(logits, self._clip)
+            for price, slope in zip(prices, parts, strict=True):
+                if price and slope is not None:
+                    logits.grad = price * slope if logits.grad is None else logits.grad + price * slope
 
     def trace(self) -> Trace:
         """What the steps so far went through."""
@@ -97,18 +104,13 @@ class SearchStep:
         return tuple(float(expected_cost(self._supernet, budget.table).detach()) for budget in self._budgets)
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, prices, trace and the controller's state."""
+        """The trace and the controller's state."""
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(len(self._rows), 2 * len(self._budgets) + 1)
-        return {
-            "position": self._position,
-            "prices": list(self._prices),
-            "rows": rows,
-            "controller": self._controller.state_dict(),
-        }
+        return {"rows": rows, "controller": self._controller.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what :meth:`state_dict` gave."""
-        self._position, self._prices, self._rows = state["position"], tuple(state["prices"]), state["rows"].tolist()
+        """Takes what :meth:`state_dict` gave; goes on with a new batch."""
+        self._seen, self._rows = 0.0, state["rows"].tolist()
         self._controller.load_state_dict(state["controller"])
 
     def _bind(self, model: nn.Module) -> None:
@@ -116,36 +118,26 @@ class SearchStep:
         self._costs = [ExpectedCost(model, budget.table) for budget in self._budgets]
         self._logits = [choice.architecture_logits for choice in choices(model)]
 
-    def _learn(self, model: nn.Module, batch: Any) -> Tensor:
-        """As :func:`~bitalloc.training.learn`, with the loss's gradient of the logits clipped; what earlier parts left is not touched."""
-        before = [logits.grad for logits in self._logits]
-        for logits in self._logits:
-            logits.grad = None
-        loss = learn(self._objective, model, batch)
-        for logits, earlier in zip(self._logits, before, strict=True):
-            nn.utils.clip_grad_norm_(logits, self._settings.logit_clip * share())
-            if earlier is not None:
-                logits.grad = earlier if logits.grad is None else earlier + logits.grad
-        return loss
-
-    def _set_prices(self, model: nn.Module, excess: Sequence[Tensor]) -> None:
-        slopes = [_squared_norm(torch.autograd.grad(value, self._logits, retain_graph=True, allow_unused=True)) for value in excess]
+    def _prices(self, optimizer: Optimizer, excess: Sequence[Tensor], slopes: Sequence[Sequence[Tensor | None]]) -> tuple[float, ...]:
+        """The prices of this step, noted in the trace."""
         # One transfer from the device.
-        *numbers, undecided = torch.stack([*excess, *slopes, entropy(model)]).detach().tolist()
+        *numbers, undecided = torch.stack([*excess, *map(_squared_norm, slopes), entropy(self._bound)]).detach().tolist()
         count = len(excess)
-        self._prices = self._controller.prices(
+        rate, momentum = _rate_and_momentum(optimizer, self._logits[0])
+        prices = self._controller.prices(
             Reading(
                 excess=tuple(numbers[:count]),
                 slope=tuple(numbers[count:]),
                 binding=self._binding,
                 limit=self._limits,
-                rate=self._settings.logit_rate * self._schedule.factor(round(self._position)) / (1 - self._settings.momentum),
-                delay=1 / (1 - self._settings.momentum),
+                rate=rate / (1 - momentum),
+                delay=1 / (1 - momentum),
                 steps=self._steps,
             )
         )
         costs = [(value + 1) * limit for value, limit in zip(numbers[:count], self._limits, strict=True)]
-        self._rows.append([*costs, *self._prices, undecided])
+        self._rows.append([*costs, *prices, undecided])
+        return prices
 
 
 def check_reachable(budgets: Sequence[Budget], space: SearchSpace) -> None:
@@ -162,6 +154,11 @@ def check_reachable(budgets: Sequence[Budget], space: SearchSpace) -> None:
 
 def _widest(budget: Budget, space: SearchSpace) -> float:
     return sum(max(budget.table.values[name][bits] for bits in c.pairs) for name, c in space.candidates.items())
+
+
+def _rate_and_momentum(optimizer: Optimizer, parameter: Tensor) -> tuple[float, float]:
+    group = next(group for group in optimizer.param_groups if any(each is parameter for each in group["params"]))
+    return float(group["lr"]), float(group["momentum"])
 
 
 def _squared_norm(gradients: Sequence[Tensor | None]) -> Tensor:
