@@ -1,6 +1,7 @@
 """What is written down of a training, and what is read back."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,16 @@ def test_entries_come_back_as_they_were_written(tmp_path: Path) -> None:
     read = read_journal(tmp_path / "log")
     assert [(e.task, e.event, e.step, e.values) for e in read] == [(e.task, e.event, e.step, e.values) for e in written]
     assert abs((read[0].time - written[0].time).total_seconds()) <= 0.001
+
+
+def test_a_value_that_is_not_finite_is_null_in_valid_json(tmp_path: Path) -> None:
+    values = {"loss": math.nan, "rate": math.inf, "worst": -math.inf, "total": 9}
+    JsonLines(tmp_path / "log").write(Entry("a", "step", 1, values))
+    line = json.loads((tmp_path / "log").read_text(), parse_constant=pytest.fail)
+    assert {name: line[name] for name in values} == {"loss": None, "rate": None, "worst": None, "total": 9}
+    read = read_journal(tmp_path / "log")[0].values
+    assert all(math.isnan(read[name]) for name in ("loss", "rate", "worst"))
+    assert read["total"] == 9
 
 
 def test_journals_are_combined_and_renamed() -> None:

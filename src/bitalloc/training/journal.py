@@ -1,6 +1,7 @@
 """What a training writes down while it runs, and the reader of it."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,8 @@ class NamedJournal(Journal):
 class JsonLines(Journal):
     """One line of JSON an entry, appended to ``path`` at once: a kill loses none that was written.
 
+    A value that is not finite, which JSON has not, is written as null and read as NaN.
+
     Lines are never changed, so the file can be followed with ``tail -f``. A task that goes on at an earlier step, after a kill, says
     so in a ``start`` line; :func:`read_journal` leaves out what that made void.
     """
@@ -93,7 +96,8 @@ class JsonLines(Journal):
     def write(self, entry: Entry) -> None:
         """Appends a line. Raises FileError if that fails."""
         head = (entry.time.isoformat(timespec="milliseconds"), entry.task, entry.event, entry.step)
-        line = json.dumps({**dict(zip(_KEYS, head, strict=True)), **entry.values}, allow_nan=False)
+        values = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.values.items()}
+        line = json.dumps({**dict(zip(_KEYS, head, strict=True)), **values}, allow_nan=False)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Opened anew for each line and not buffered: nothing is left to be lost, or to be closed.
@@ -134,7 +138,8 @@ def _parse(line: bytes) -> Entry | None:
     try:
         values: dict[str, Any] = json.loads(line)
         time, task, event, step = (values.pop(key) for key in _KEYS)
-        found = Entry(str(task), event, int(step), values, datetime.fromisoformat(time))
+        numbers = {name: math.nan if value is None else value for name, value in values.items()}
+        found = Entry(str(task), event, int(step), numbers, datetime.fromisoformat(time))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return found if event in get_args(Event) else None
