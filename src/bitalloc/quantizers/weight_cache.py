@@ -89,4 +89,3 @@ def _same_memory(tensor: Tensor, memory: Tensor) -> bool:
     if tensor.dtype is not memory.dtype or tensor.device != memory.device or tensor.data_ptr() != memory.data_ptr():
         return False
     return tensor.shape == memory.shape and tensor.stride() == memory.stride()
-
