@@ -31,7 +31,7 @@ from bitalloc.pipeline.run_folder import RunFolder
 from bitalloc.pipeline.training_tasks import finetune_level
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.policy import Policy
-from bitalloc.training import Silent, device, evaluate
+from bitalloc.training import Silent, device, evaluate, read_journal
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "gmpq_cifar10_to_tiny_imagenet.toml"
 TARGET, SOURCES = "limpq on the target", ("limpq transferred", "edmips transferred", "gmpq transferred")
@@ -72,10 +72,15 @@ class Experiment:
         return Policy.load(home.level_path(level, "uniform_policy.json" if method == UNIFORM else "policy.json"))
 
 
-def score(experiment: Experiment, method: str) -> None:
-    """Trains the float models and scores and solves all levels, as ``bitalloc run`` does."""
+def score(experiment: Experiment, method: str) -> bool:
+    """Trains the float models and scores and solves all levels, as ``bitalloc run`` does; False while another process does so."""
     recipe = experiment.recipe(method)
-    run_recipe(recipe, experiment.folder(method), data_root=experiment.data_root, until="search", say=saying(method))
+    try:
+        run_recipe(recipe, experiment.folder(method), data_root=experiment.data_root, until="search", say=saying(method))
+    except FileError as error:
+        print(error, flush=True)
+        return False
+    return True
 
 
 def score_source(experiment: Experiment, method: str) -> None:
@@ -125,12 +130,12 @@ def name_of(policy: Policy) -> str:
     return hashlib.sha256(json.dumps(policy.as_text(), sort_keys=True).encode()).hexdigest()[:10]
 
 
-def tune_all(experiment: Experiment, seeds: Sequence[int]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def tune_all(experiment: Experiment, methods: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """The results of every level and method, a seed each; those that another process has in hand are left out."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for seed in seeds:
         for level in experiment.recipe(TARGET).levels:
-            for method in (UNIFORM, TARGET, *SOURCES):
+            for method in methods:
                 result = tune(experiment, level, experiment.policy(method, level), seed)
                 print(f"seed {seed} {level.name} {method}: {result}", flush=True)
                 found.setdefault((level.name, method), []).extend([] if result is None else [result])
@@ -159,14 +164,22 @@ def row(experiment: Experiment, level: LevelSection, method: str, results: Seque
 
 
 def cost(experiment: Experiment, level: LevelSection, method: str) -> dict[str, Any]:
-    """Seconds and images of the scoring. LIMPQ is measured once for all levels, a supernet is searched for each."""
+    """Seconds and images of the scoring. LIMPQ is measured once for all levels, a supernet is searched for each.
+
+    The seconds are those of all images at the median rate of the steps, which other work on the machine does not change much.
+    """
     if method == UNIFORM:
         return {"seconds": 0.0, "images": 0}
     recipe = experiment.recipe(method)
     home = RunFolder(experiment.folder(method) / ("" if recipe.source is None else "source"), recipe)
-    path = home.path("measure.json") if recipe.supernet is None else home.level_path(level, "supernet.json")
+    task, path = "measure", home.path("measure.json")
+    if recipe.supernet is not None:
+        task, path = f"supernet/{level.name}", home.level_path(level, "supernet.json")
     report = json.loads(path.read_text(encoding="utf-8"))
-    return {"seconds": report["seconds"], "images": report["images"], "budgets": report.get("budgets")}
+    entries = read_journal(home.path("training.jsonl"))
+    rates = [entry.values["images_per_second"] for entry in entries if entry.task == task and entry.event == "step"]
+    seconds = report["images"] / statistics.median(rates)
+    return {"seconds": seconds, "images": report["images"], "budgets": report.get("budgets")}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -190,20 +203,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     experiment = Experiment(arguments.out, arguments.data_root)
-    if arguments.only != "sources":
-        score(experiment, TARGET)
+    if arguments.only != "sources" and not score(experiment, TARGET):
+        raise SystemExit("Another process trains and measures on the target: wait for it.")
     if arguments.only == "sources":
         for method in SOURCES:
             score_source(experiment, method)
     if arguments.only:
         return
-    for method in SOURCES:
-        score(experiment, method)
-    found = tune_all(experiment, arguments.seeds)
-    if any(len(results) < len(arguments.seeds) for results in found.values()):
+    methods = [UNIFORM, TARGET, *(method for method in SOURCES if score(experiment, method))]
+    found = tune_all(experiment, methods, arguments.seeds)
+    if len(methods) < 2 + len(SOURCES) or any(len(results) < len(arguments.seeds) for results in found.values()):
         raise SystemExit("Another process is still at work on the rest: run the same command again for the table.")
     levels = experiment.recipe(TARGET).levels
-    rows = [row(experiment, level, method, found[level.name, method]) for level in levels for method in (UNIFORM, TARGET, *SOURCES)]
+    rows = [row(experiment, level, method, found[level.name, method]) for level in levels for method in methods]
     print(table(rows))
     if arguments.json:
         write_json(arguments.json, {"rows": rows})

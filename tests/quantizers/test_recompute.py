@@ -136,14 +136,49 @@ def test_activation_checkpointing_around_a_layer_saves_what_it_saves_without_us(
     assert all(torch.equal(a, b) for a, b in zip(offloaded, found, strict=True))
 
 
-def test_an_input_that_is_changed_before_the_backward_pass_is_still_an_error():
+@pytest.mark.parametrize("wanted", ["everything", "weight", "input"])
+@pytest.mark.parametrize("changed", ["input", "weight"])
+def test_what_is_changed_in_place_before_the_backward_pass_is_an_error_as_it_is_without_quantization(changed, wanted):
     x = torch.randn(5, 4, 9, 9)
     network = quantized(nn.Conv2d(4, 6, 3), x)
-    inputs = x.relu()
-    out = network[1](inputs)
-    inputs.add_(1)
+    layer, inputs = network[1], x.relu().requires_grad_()
+    again = inputs * 1
+    out = layer(again)
+    with torch.no_grad():
+        (again if changed == "input" else layer.weight).mul_(2)
+    asked = {"everything": [inputs, layer.weight], "weight": [layer.weight], "input": [inputs]}[wanted]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+        torch.autograd.grad(out.sum(), asked)
+
+
+def test_a_quantized_input_that_a_hook_changes_counts_as_changed():
+    x = torch.randn(5, 4, 9, 9)
+    network = quantized(nn.Conv2d(4, 6, 3), x)
+    network[1].input_quantizer.register_forward_hook(lambda module, args, out: out.mul_(2))
+    found, expected = gradients(network, x), kept(network, x)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_distributed_tensor_goes_through_a_quantized_layer():
+    """Its storage cannot be asked for an address."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+
+        mesh = init_device_mesh("cpu", (1,))
+        x = torch.randn(5, 7)
+        network = quantized(nn.Linear(7, 6), x)
+        expected = gradients(network, x)
+        for parameter in list(network.parameters()):
+            parameter.grad = None
+        torch.distributed.tensor.distribute_module(network, mesh)
+        out = network(distribute_tensor(x, mesh, [Replicate()]))
+        (out.full_tensor() * torch.linspace(-1, 1, out.numel()).view_as(x[:, :6])).sum().backward()
+        weight = network[1].weight.grad.full_tensor()
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(weight, dict(zip([name for name, _ in network.named_parameters()], expected[1:], strict=True))["1.weight"])
 
 
 def test_a_layer_with_one_side_in_floating_point_is_left_alone():

@@ -20,28 +20,51 @@ _RECIPE = "_bitalloc_recipe"
 
 
 @dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How to compute a quantized tensor again.
+
+    Attributes:
+        compute: quantizes once more.
+        sources: what it reads.
+        versions: PyTorch's counters of in-place changes, of the sources and of the quantized tensor, when it was computed.
+    """
+
+    compute: Callable[[], Tensor]
+    sources: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    def unchanged(self) -> bool:
+        return all(tensor._version == version for tensor, version in zip(self.sources, self.versions, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
 class _Dropped:
     """What stands for a quantized tensor, or a view of one, until the backward pass.
 
     Attributes:
-        compute: gives the quantized tensor once more.
+        recipe: gives the quantized tensor once more.
         size, stride, offset: of the view.
     """
 
-    compute: Callable[[], Tensor]
+    recipe: _Recipe
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
 
     def tensor(self) -> Tensor:
+        if not self.recipe.unchanged():
+            raise RuntimeError(
+                "a tensor needed for the gradient of a quantized layer has been modified by an inplace operation: its input or its weight, "
+                "after the forward pass. Do that before the layer or after the backward pass, or on a copy."
+            )
         with torch.no_grad():
-            return self.compute().as_strided(self.size, self.stride, self.offset)
+            return self.recipe.compute().as_strided(self.size, self.stride, self.offset)
 
 
-def computable(out: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-    """``out``, with a note how to compute it again, where a backward pass can come."""
-    if out.requires_grad and not traced():
-        setattr(out, _RECIPE, compute)
+def computable(out: Tensor, compute: Callable[[], Tensor], *sources: Tensor) -> Tensor:
+    """``out``, with a note how to compute it again from ``sources``, where a backward pass can come. Subclasses of a tensor get none."""
+    if type(out) is Tensor and out.requires_grad and out.device.type != "meta" and not traced():
+        setattr(out, _RECIPE, _Recipe(compute, sources, tuple(tensor._version for tensor in (*sources, out))))
     return out
 
 
@@ -49,11 +72,13 @@ def computable(out: Tensor, compute: Callable[[], Tensor]) -> Tensor:
 def computed_again(*quantized: Tensor) -> Iterator[None]:
     """Operations in the block keep none of the ``quantized`` tensors for their backward pass.
 
-    Nothing is changed if one of them is no output of a fake quantization, under a tracer, and inside of other hooks on saved tensors, such
-    as those of activation checkpointing: only the innermost hooks would count, and what the outer ones are there for would be lost.
+    Nothing is changed if one of them is no output of a fake quantization as it left it, under a tracer, and inside of other hooks on saved
+    tensors, such as those of activation checkpointing: only the innermost hooks would count, and what the outer ones are there for would be
+    lost. In-place changes of what was quantized, between the forward and the backward pass, are an error as they are for a plain layer; but
+    not those through ``.data``, which leave no trace: then the gradient is that of the changed values.
     """
-    found = [getattr(tensor, _RECIPE, None) for tensor in quantized]
-    if None in found or traced() or _hooked():
+    found = [recipe for tensor in quantized if (recipe := _recipe(tensor)) is not None]
+    if len(found) < len(quantized) or traced() or _hooked():
         yield
         return
     recipes = {tensor.untyped_storage().data_ptr(): recipe for tensor, recipe in zip(quantized, found, strict=True)}
@@ -71,7 +96,16 @@ def computed_again(*quantized: Tensor) -> Iterator[None]:
         yield
 
 
+def _recipe(tensor: Tensor) -> _Recipe | None:
+    """How to compute a tensor again; None for one that is no output of a quantizer, or was changed since."""
+    recipe: _Recipe | None = getattr(tensor, _RECIPE, None)
+    return recipe if recipe is not None and tensor._version == recipe.versions[-1] and recipe.unchanged() else None
+
+
 def _hooked() -> bool:
     """Whether there are hooks on saved tensors, or none are allowed. PyTorch has no public way to ask."""
-    enabled: bool = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
-    return not enabled or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    try:
+        enabled: bool = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+        return not enabled or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    except AttributeError:  # a later PyTorch: nothing is dropped
+        return True

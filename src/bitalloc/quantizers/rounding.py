@@ -57,9 +57,9 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int, step_gradient_sc
     out: Tensor
     if mode() != "reference" and not exporting and fused.fits(x, step):
         out = fused.apply(x, step, low, high, step_gradient_scale)
-        return computable(out, partial(fused.values, x, step, low, high))
+        return computable(out, partial(fused.values, x, step, low, high), x, step)
     out = Reference.apply(x, step, low, high, step_gradient_scale)  # type: ignore[no-untyped-call]
-    return computable(out, partial(values, x, step, low, high))
+    return computable(out, partial(values, x, step, low, high), x, step)
 
 
 def positive(step: Tensor) -> Tensor:
