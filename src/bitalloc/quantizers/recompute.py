@@ -6,8 +6,8 @@ backward pass asks for it, which costs about as much as a ``relu``. The values a
 Nets with Sublinear Memory Cost", arXiv 1604.06174, for single cheap operations.)
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -68,19 +68,19 @@ def computable(out: Tensor, compute: Callable[[], Tensor], *sources: Tensor) -> 
     return out
 
 
-@contextmanager
-def computed_again(*quantized: Tensor) -> Iterator[None]:
-    """Operations in the block keep none of the ``quantized`` tensors for their backward pass.
+def computed_again(*quantized: Tensor) -> AbstractContextManager[object]:
+    """A block whose operations keep none of the ``quantized`` tensors for their backward pass.
 
     Nothing is changed if one of them is no output of a fake quantization as it left it, under a tracer, and inside of other hooks on saved
     tensors, such as those of activation checkpointing: only the innermost hooks would count, and what the outer ones are there for would be
     lost. In-place changes of what was quantized, between the forward and the backward pass, are an error as they are for a plain layer; but
     not those through ``.data``, which leave no trace: then the gradient is that of the changed values.
     """
+    if traced() or _hooked():
+        return nullcontext()
     found = [recipe for tensor in quantized if (recipe := _recipe(tensor)) is not None]
-    if len(found) < len(quantized) or traced() or _hooked():
-        yield
-        return
+    if len(found) < len(quantized):
+        return nullcontext()
     recipes = {tensor.untyped_storage().data_ptr(): recipe for tensor, recipe in zip(quantized, found, strict=True)}
 
     def pack(tensor: Tensor) -> Tensor | _Dropped:
@@ -92,8 +92,7 @@ def computed_again(*quantized: Tensor) -> Iterator[None]:
     def unpack(kept: Tensor | _Dropped) -> Tensor:
         return kept.tensor() if isinstance(kept, _Dropped) else kept
 
-    with saved_tensors_hooks(pack, unpack):
-        yield
+    return saved_tensors_hooks(pack, unpack)
 
 
 def _recipe(tensor: Tensor) -> _Recipe | None:
