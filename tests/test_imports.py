@@ -11,7 +11,7 @@ PACKAGE = "bitalloc"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 ROOT = "__init__"
 
-CORE = {"errors", "files", "layers", "policy", "coupling", "space", "choices", "budget"}
+CORE = {"errors", "files", "layers", "transfer", "policy", "coupling", "space", "choices", "budget"}
 # Knows tensors, so it is for the parts that do.
 PLACEMENT = {"placement"}
 EVERYBODY = {"errors", "files"}
@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "placement": set(),
     "layers": EVERYBODY,
-    "policy": EVERYBODY | {"layers"},
+    "transfer": EVERYBODY | {"layers"},
+    "policy": EVERYBODY | {"layers", "transfer"},
     "coupling": EVERYBODY | {"layers", "policy"},
     "space": EVERYBODY | {"layers", "policy", "coupling"},
     "choices": EVERYBODY | {"layers", "policy", "coupling", "space"},

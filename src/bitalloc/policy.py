@@ -7,7 +7,8 @@ from typing import Any
 
 from bitalloc.errors import PolicyError
 from bitalloc.files import AnyPath, parse_json, read_json, write_json
-from bitalloc.layers import LayerInfo, by_name, readers_of_sites
+from bitalloc.layers import Description, LayerInfo, by_name, readers_of_sites
+from bitalloc.transfer import moved, same_layers
 
 SCHEMA = "bitalloc.policy"
 VERSION = 1
@@ -97,6 +98,43 @@ class Policy:
             weight_shapes={layer.name: layer.weight_shape for layer in layers},
             provenance={"method": "uniform", "bits": str(bits), "not_counted": list(not_counted)},
             shared_inputs=tuple(tuple(group) for group in same_width if len(group) > 1),
+        )
+
+    def transferred(self, target: Description, names: Mapping[str, str] | None = None) -> "Policy":
+        """The same widths for the same architecture on another dataset, by layer name.
+
+        The layers that give the output may have other shapes. Layers share a quantizer as they did. What the policy used of its budgets
+        was counted on the network that it comes from, so it is kept as that network's, and :class:`~bitalloc.Costs` counts the new one.
+
+        Args:
+            target: of the network that the widths are for.
+            names: layer of the target to layer of the policy, where they differ. With a map the policy may have layers that the target
+                has not; each of the target's needs widths.
+
+        Returns:
+            A policy for the target. Its provenance has the ``method``, the target's ``not_counted``, and all of the old one under
+            ``transferred_from``.
+
+        Raises:
+            PolicyError: the networks have different layers or shapes, or the map sends two layers to one; it names them.
+        """
+        heads = [(names or {}).get(name, name) for name in target.last]
+        known = same_layers(target.layers, self.weight_shapes, heads, names)
+        missing = [layer.name for layer in target.layers if layer.name not in known]
+        if missing:
+            raise PolicyError(f"the policy has no widths for {', '.join(missing)}: map these layers to layers of the policy too.")
+        name_of = {source: layer for layer, source in known.items()}
+        shared = (tuple(name_of[name] for name in group if name in name_of) for group in self.shared_inputs)
+        method = {"method": self.provenance["method"]} if "method" in self.provenance else {}
+        return Policy(
+            bits=moved(self.bits, known),
+            weight_shapes={layer.name: layer.weight_shape for layer in target.layers},
+            provenance={
+                **method,
+                "not_counted": [entry.name for entry in target.not_counted],
+                "transferred_from": dict(self.provenance),
+            },
+            shared_inputs=tuple(group for group in shared if len(group) > 1),
         )
 
     def check(self, layers: Sequence[LayerInfo]) -> None:

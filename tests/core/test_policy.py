@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitalloc.errors import FileError, PolicyError
-from bitalloc.layers import LayerInfo
+from bitalloc.layers import Description, LayerInfo, NotCounted
 from bitalloc.policy import WIDTHS, Bits, Policy
 
 widths = st.sampled_from(WIDTHS)
@@ -92,6 +92,63 @@ def test_check_accepts_its_own_model_in_any_order() -> None:
 def test_check_names_what_does_not_fit(layers: list[LayerInfo], complaint: str) -> None:
     with pytest.raises(PolicyError, match=complaint):
         a_policy().check(layers)
+
+
+SOURCE = Policy(
+    {"stem": Bits(8, 8), "q": Bits(4, 3), "k": Bits(2, 3), "head": Bits(8, 4)},
+    {"stem": (4, 3), "q": (4, 4), "k": (4, 4), "head": (3, 4)},
+    {"method": "gmpq", "not_counted": ["old"], "budgets": [{"name": "bitops", "used": 5}]},
+    (("q", "k"),),
+)
+
+
+def network(head: tuple[int, ...] = (5, 8), **changed: tuple[int, ...]) -> Description:
+    """The layers of SOURCE under their names, or others, with another head."""
+    inner = {"stem": (4, 3), "q": (4, 4), "k": (4, 4), **changed}
+    layers = tuple(layer(name, *shape) for name, shape in {**inner, "head": head}.items())
+    return Description(layers, (NotCounted("pool", "Pool", "has no weight"),), {}, ("stem",), ("head",))
+
+
+def test_a_policy_moves_to_the_same_network_with_another_head() -> None:
+    moved = SOURCE.transferred(network())
+    moved.check(network().layers)
+    assert moved.bits == SOURCE.bits
+    assert moved.weight_shapes["head"] == (5, 8)
+    assert moved.shared_inputs == SOURCE.shared_inputs
+    assert moved.provenance == {"method": "gmpq", "not_counted": ["pool"], "transferred_from": dict(SOURCE.provenance)}
+    assert Policy.loads(json.dumps(moved.to_json())) == moved
+
+
+def test_a_policy_moves_by_a_name_map() -> None:
+    shapes = {"0": (4, 3), "1.q": (4, 4), "1.k": (4, 4), "2": (9, 4)}
+    other = Description(tuple(layer(name, *shape) for name, shape in shapes.items()), (), {}, ("0",), ("2",))
+    names = {"0": "stem", "1.q": "q", "1.k": "k", "2": "head"}
+    moved = SOURCE.transferred(other, names)
+    assert moved.bits == {name: SOURCE.bits[source] for name, source in names.items()}
+    assert list(moved.bits) == list(names)
+    assert moved.shared_inputs == (("1.q", "1.k"),)
+    with pytest.raises(PolicyError, match="no widths for 1.k: map"):
+        SOURCE.transferred(other, {name: source for name, source in names.items() if name != "1.k"})
+
+
+def test_a_layer_that_shared_its_quantizer_with_one_that_is_gone_has_its_own() -> None:
+    without = network()
+    without = Description(tuple(each for each in without.layers if each.name != "k"), (), {}, ("stem",), ("head",))
+    assert SOURCE.transferred(without, {}).shared_inputs == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "names", "message"),
+    [
+        (network(q=(4, 5)), None, r"other weight shapes: q \(source \(4, 4\), here \(4, 5\)\)"),
+        (network(v=(4, 4)), None, "only there none; only here v"),
+        (network(), {"q": "k"}, "sends two layers to one: q and k -> k"),
+        (network(), {"q": "v"}, "q -> v"),
+    ],
+)
+def test_a_policy_does_not_move_to_another_network(target: Description, names: dict[str, str] | None, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        SOURCE.transferred(target, names)
 
 
 def test_no_layer_or_different_layers_are_refused() -> None:

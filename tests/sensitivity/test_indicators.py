@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitalloc.errors import FileError, SpaceError
+from bitalloc.errors import FileError, PolicyError, SpaceError
+from bitalloc.layers import Description, LayerInfo
 from bitalloc.policy import WIDTHS, Bits
 from bitalloc.sensitivity.indicators import Change, Indicators
 from bitalloc.space import Candidates, SearchSpace
@@ -27,6 +28,28 @@ SMALL = Indicators(
 def falls(row: dict[int, float]) -> bool:
     ordered = [row[width] for width in sorted(row)]
     return all(narrow >= wide for narrow, wide in itertools.pairwise(ordered))
+
+
+def description(**shapes: tuple[int, ...]) -> Description:
+    layers = [LayerInfo(name, "linear", shape, 1, 1, 1) for name, shape in shapes.items()]
+    return Description(tuple(layers), (), {}, ("a",), (layers[-1].name,))
+
+
+SOURCE = description(a=(4, 3), b=(4, 4), head=(10, 4))
+
+
+def test_indicators_move_to_the_same_network_with_another_head() -> None:
+    assert SMALL.transferred(description(a=(4, 3), b=(4, 4), head=(2, 9)).layers, SOURCE) == SMALL
+    renamed = SMALL.transferred(description(x=(4, 3), y=(4, 4), head=(2, 9)).layers, SOURCE, {"x": "a", "y": "b"})
+    assert renamed.weight == {"x": SMALL.weight["a"], "y": SMALL.weight["b"]}
+    assert renamed.act == {"x": SMALL.act["a"], "y": SMALL.act["b"]}
+
+
+def test_indicators_do_not_move_to_another_network() -> None:
+    with pytest.raises(PolicyError, match=r"b \(source \(4, 4\), here \(4, 5\)\)"):
+        SMALL.transferred(description(a=(4, 3), b=(4, 5), head=(2, 9)).layers, SOURCE)
+    with pytest.raises(PolicyError, match="a and b -> b"):
+        SMALL.transferred(SOURCE.layers, SOURCE, {"a": "b"})
 
 
 def test_pooling_by_hand() -> None:

@@ -66,6 +66,8 @@ def test_fillings_use_the_budget_and_keep_the_order_within_one_cost(limit):
     budget = costs(limit)
     first, *others = fillings(FOUND.scores(SPACE), SPACE, [budget])
     assert first.values == FOUND.scores(SPACE).values
+    assert first.unit == "negative_log_probability"
+    assert {table.unit for table in others} == {"tilted_negative_log_probability"}
     used = []
     for table in (first, *others):
         solution = solve(Problem(SPACE, table, (budget,)))
@@ -131,14 +133,21 @@ def test_transferred_by_a_name_map():
         moved.scores(space)
 
 
+def test_layers_may_change_places():
+    square = {"a": (4, 4), "b": (4, 4)}
+    moved = replace(FOUND, weight_shapes=square, heads=()).transferred(layers(**square), {"a": "b", "b": "a"})
+    assert (moved.weight["a"], moved.weight["b"]) == (FOUND.weight["b"], FOUND.weight["a"])
+
+
 @pytest.mark.parametrize(
     ("target", "names", "message"),
     [
         ({"a": SHAPES["a"], "c": SHAPES["b"], "head": (10, 4)}, None, "only there b; only here c"),
         ({"a": SHAPES["a"], "head": (10, 4)}, None, "only there b; only here none"),
-        ({"a": (4, 1, 3, 3), "b": SHAPES["b"], "head": (10, 4)}, None, r"a \(searched \(4, 3, 3, 3\), here \(4, 1, 3, 3\)\)"),
+        ({"a": (4, 1, 3, 3), "b": SHAPES["b"], "head": (10, 4)}, None, r"a \(source \(4, 3, 3, 3\), here \(4, 1, 3, 3\)\)"),
         (SHAPES, {"a": "z"}, "a -> z"),
         (SHAPES, {"q": "a"}, "q -> a"),
+        ({"a": SHAPES["b"], "b": SHAPES["b"], "head": (10, 4)}, {"a": "b"}, "sends two layers to one: a and b -> b"),
     ],
 )
 def test_another_network_is_an_error_that_names_the_layers(target, names, message):

@@ -286,6 +286,22 @@ def test_a_policy_of_another_model_names_the_layers():
     quantize(model, policy(a=(3, 2), b=(4, 3)))
 
 
+def test_a_policy_moves_to_the_same_network_with_another_head():
+    def network(classes):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+
+    small, large = sample(2, 3, 6, 6), sample(2, 3, 12, 12)
+    found = policy_for(network(3), small, "w4a4")
+    with pytest.raises(PolicyError, match=r"\(3, 4\), model \(5, 4\)\).*policy.transferred"):
+        quantize(network(5), found)
+    with pytest.raises(PolicyError, match=r"model \(4, 3\)\)\.$"):
+        quantize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), policy(**{"0": (5, 3), "1": (2, 4)}))
+    target = network(5)
+    quantized = quantize(target, found.transferred(describe(target, large)), calibration=[large])
+    assert quantized(large).shape == (2, 5)
+    assert quantized_layers(quantized).keys() == found.bits.keys()
+
+
 def test_a_quantized_model_is_not_quantized_again():
     model = net()
     quantized = quantize(model, policy_for(model, X, "w4a4"))

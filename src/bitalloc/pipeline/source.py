@@ -1,5 +1,6 @@
 """Scores from another dataset: measured or searched in ``<run>/source``, applied to the run's own network by layer names."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from bitalloc.pipeline.recipe_sections import LevelSection, SourceSection
 from bitalloc.pipeline.run_folder import RunFolder, damage
 from bitalloc.pipeline.workspace import Workspace
 from bitalloc.sensitivity import Indicators
-from bitalloc.supernet import LogProbabilities, same_layers
+from bitalloc.supernet import LogProbabilities
 from bitalloc.training import Journal, NoJournal
+from bitalloc.transfer import same_layers
 
 FOLDER = "source"
 
@@ -46,7 +48,8 @@ def scored(work: Workspace) -> Workspace:
 
 def check_same(work: Workspace, target: Description, source: Description) -> None:
     """Raises PolicyError if the networks have different layers, or the name map leaves out one that is to be searched."""
-    known = _known(work, target, source)
+    shapes = {layer.name: layer.weight_shape for layer in source.layers}
+    known = same_layers(target.layers, shapes, source.last, _names(work))
     missing = [name for name in work.space(target).free if name not in known]
     if missing:
         raise PolicyError(f"[source.names] leaves out {', '.join(missing)}, which are to be searched: map them too, or pin them.")
@@ -67,9 +70,8 @@ def load_indicators(work: Workspace) -> Indicators:
         found = Indicators.load(path)
     if home is work:
         return found
-    known = _known(work, work.description(), home.description())
-    weight, act = ({t: rows[s] for t, s in known.items() if s in rows} for rows in (found.weight, found.act))
-    return Indicators(weight, act, {**found.provenance, "source": provenance(work)})
+    applied = found.transferred(work.description().layers, home.description(), _names(work))
+    return replace(applied, provenance={**found.provenance, "source": provenance(work)})
 
 
 def load_probabilities(work: Workspace, level: LevelSection) -> LogProbabilities:
@@ -89,7 +91,5 @@ def provenance(work: Workspace) -> dict[str, Any] | None:
     return None if section is None else {"data": section.data, "data_options": section.data_options}
 
 
-def _known(work: Workspace, target: Description, source: Description) -> dict[str, str]:
-    shapes = {layer.name: layer.weight_shape for layer in source.layers}
-    names = None if work.recipe.source is None else work.recipe.source.names
-    return same_layers(target.layers, shapes, source.last, names)
+def _names(work: Workspace) -> dict[str, str] | None:
+    return None if work.recipe.source is None else work.recipe.source.names

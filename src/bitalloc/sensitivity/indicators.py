@@ -6,13 +6,15 @@ at b bits means that the layer wants a wide, sparse grid and suffers at that wid
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, final
 
 from bitalloc.errors import FileError, SpaceError
 from bitalloc.files import AnyPath, finite, read_json, write_json
+from bitalloc.layers import Description, LayerInfo
 from bitalloc.policy import WIDTHS, Bits
 from bitalloc.space import Candidates, SearchSpace, Table
+from bitalloc.transfer import moved, same_layers
 
 SCHEMA = "bitalloc.indicators"
 VERSION = 1
@@ -112,6 +114,21 @@ class Indicators:
             raise SpaceError(f"alpha is {alpha}, expected a positive number.")
         self._check(space)
         return Table({name: self._row(alpha, name, choices) for name, choices in space.candidates.items()}, UNIT)
+
+    def transferred(self, layers: Sequence[LayerInfo], source: Description, names: Mapping[str, str] | None = None) -> Self:
+        """The same numbers for the same architecture on another dataset, by layer name.
+
+        Args:
+            layers: of the target network. Its head may have another shape; costs are counted by tables of its own.
+            source: of the network that was measured.
+            names: layer of the target to layer of the network that was measured, where they differ. With a map only the shapes of
+                layers that both have are compared, and :meth:`table` tells what is missing.
+
+        Raises:
+            PolicyError: the networks have different layers or shapes, or the map sends two layers to one; it names them.
+        """
+        known = same_layers(layers, {layer.name: layer.weight_shape for layer in source.layers}, source.last, names)
+        return replace(self, weight=moved(self.weight, known), act=moved(self.act, known))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with schema and version."""

@@ -4,7 +4,7 @@ from bitalloc.supernet.choice import WidthChoice, draw, entropy, is_architecture
 from bitalloc.supernet.controller import Controller, DualAscent, FixedLambda, Reading
 from bitalloc.supernet.expectation import ExpectedBits, ExpectedCost, expected_bits, expected_cost
 from bitalloc.supernet.fill import fillings
-from bitalloc.supernet.log_probabilities import LogProbabilities, same_layers
+from bitalloc.supernet.log_probabilities import LogProbabilities
 from bitalloc.supernet.prepare import SupernetSettings, prepare_supernet
 from bitalloc.supernet.relaxation import GumbelSoftmax, Relaxation, SinglePath, Softmax
 from bitalloc.supernet.search import SupernetResult, supernet_search
@@ -35,6 +35,5 @@ __all__ = [
     "fillings",
     "is_architecture_logit",
     "prepare_supernet",
-    "same_layers",
     "supernet_search",
 ]

@@ -24,6 +24,10 @@ def fillings(score: Table, space: SearchSpace, budgets: Sequence[Budget]) -> Ite
         score: of every choice, from :meth:`LogProbabilities.scores`.
         space: the candidates of every layer.
         budgets: of the final solve. Where even the widest policy is inside all of them there is nothing to fill: the score comes alone.
+
+    Yields:
+        The score as it is, then tables whose unit is ``tilted_`` and that of the score: their sums order policies, and are no logarithms
+        of probabilities.
     """
     use = {
         name: {bits: sum(budget.table.values[name][bits] / budget.limit for budget in budgets) for bits in candidates.pairs}
@@ -38,6 +42,7 @@ def fillings(score: Table, space: SearchSpace, budgets: Sequence[Budget]) -> Ite
         return any(budget.table.total(best) >= budget.limit for budget in budgets)
 
     yield score
+    unit = f"tilted_{score.unit}"
     exceeds = reached(tilted(0.0))
     sign = -1.0 if exceeds else 1.0
     high = next((2.0**power for power in range(-10, _DOUBLINGS) if reached(tilted(sign * 2.0**power)) != exceeds), None)
@@ -48,4 +53,4 @@ def fillings(score: Table, space: SearchSpace, budgets: Sequence[Budget]) -> Ite
         middle = (low + high) / 2
         low, high = (low, middle) if reached(tilted(sign * middle)) != exceeds else (middle, high)
     for power in range(STEPS):
-        yield Table(tilted(high * 2**power), score.unit)
+        yield Table(tilted(high * 2**power), unit)

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, final
 
-from bitalloc.errors import FileError, PolicyError, SpaceError
+from bitalloc.errors import FileError, SpaceError
 from bitalloc.files import AnyPath, finite, read_json, write_json
 from bitalloc.layers import LayerInfo
 from bitalloc.space import SearchSpace, Table
 from bitalloc.supernet.groups import SIDES, Side, candidates_of, tie_groups
+from bitalloc.transfer import moved, same_layers
 
 SCHEMA = "bitalloc.log_probabilities"
 VERSION = 1
@@ -71,13 +72,12 @@ class LogProbabilities:
                 layers that both have are compared, and :meth:`scores` tells what is missing.
 
         Raises:
-            PolicyError: the networks have different layers or shapes; it names them.
+            PolicyError: the networks have different layers or shapes, or the map sends two layers to one; it names them.
         """
         known = same_layers(layers, self.weight_shapes, self.heads, names)
         shapes = {layer.name: layer.weight_shape for layer in layers}
-        weight, act = ({t: rows[s] for t, s in known.items() if s in rows} for rows in (self.weight, self.act))
         heads = tuple(target for target, source in known.items() if source in self.heads)
-        return replace(self, weight=weight, act=act, weight_shapes=shapes, heads=heads)
+        return replace(self, weight=moved(self.weight, known), act=moved(self.act, known), weight_shapes=shapes, heads=heads)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with schema and version."""
@@ -124,43 +124,6 @@ class LogProbabilities:
             }
             for name in space.candidates
         }
-
-
-def same_layers(
-    layers: Sequence[LayerInfo], searched: Mapping[str, tuple[int, ...]], heads: Sequence[str], names: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """The layers of a network to those of the network that was searched, or measured, on another dataset; those without one are left out.
-
-    Args:
-        layers: of the target network.
-        searched: weight shapes of the other one.
-        heads: layers of the other one that give its output, whose shapes may differ.
-        names: see :meth:`LogProbabilities.transferred`.
-
-    Raises:
-        PolicyError: the networks have different layers or shapes; it names them.
-    """
-    source_of = {layer.name: (names or {}).get(layer.name, layer.name) for layer in layers}
-    unknown = [f"{t} -> {s}" for t, s in (names or {}).items() if t not in source_of or s not in searched]
-    if unknown:
-        raise PolicyError(f"the name map has layers that the networks have not: {', '.join(unknown)}. Write target -> searched.")
-    known = {target: source for target, source in source_of.items() if source in searched}
-    if names is None and len(known) < max(len(layers), len(searched)):
-        missing = [name for name in searched if name not in known] or ["none"]
-        extra = [name for name in source_of if name not in known] or ["none"]
-        raise PolicyError(
-            f"the network that was searched has other layers: only there {', '.join(missing)}; only here {', '.join(extra)}. "
-            "Give a name map, from the layers here to those there, if they are the same network."
-        )
-    shapes = {layer.name: layer.weight_shape for layer in layers}
-    reshaped = [
-        f"{target} (searched {searched[source]}, here {shapes[target]})"
-        for target, source in known.items()
-        if source not in heads and searched[source] != shapes[target]
-    ]
-    if reshaped:
-        raise PolicyError(f"the network that was searched has other weight shapes: {', '.join(reshaped)}.")
-    return known
 
 
 def _choice(space: SearchSpace, side: Side, name: str) -> tuple[int, ...]:

@@ -101,9 +101,12 @@ def check_policy(model: nn.Module, policy: Policy) -> None:
     targets = check_layers(model, policy.bits, left_out=policy.provenance.get("not_counted", ()))
     modules = dict(model.named_modules())
     shapes = {name: tuple(weight_of(modules, target).shape) for name, target in targets.items()}
-    reshaped = [f"{name} (policy {shape}, model {shapes[name]})" for name, shape in policy.weight_shapes.items() if shapes[name] != shape]
+    reshaped = [name for name, shape in policy.weight_shapes.items() if shapes[name] != shape]
     if reshaped:
-        raise PolicyError(f"the policy belongs to another model, the weight shapes differ: {', '.join(reshaped)}.")
+        which = ", ".join(f"{name} (policy {policy.weight_shapes[name]}, model {shapes[name]})" for name in reshaped)
+        head = reshaped == list(policy.bits)[-1:]  # layers stand in the order of their calls
+        hint = " For the same network with another head take policy.transferred(describe(model, example))." if head else ""
+        raise PolicyError(f"the policy belongs to another model, the weight shapes differ: {which}.{hint}")
     for group in tied_weights(modules, targets):
         if len({policy.bits[name].weight for name in group}) > 1:
             widths = ", ".join(f"{name} {policy.bits[name]}" for name in group)
