@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from bitalloc.quantizers import InputLSQ, InputPACT, WeightLSQ, WeightPACT, use_fake_quantize
+from bitalloc.supernet import SinglePath, Softmax, WidthChoice
 from bitalloc.supernet.blend import blend, composed
+from bitalloc.supernet.mixture import WeightMixture
 
 WIDTHS = (32, 4, 2)
 
@@ -114,6 +116,70 @@ def test_a_quantizer_that_is_called_twice_in_a_pass_counts_each_call_once(bank):
         assert (own is None) == (plain is None)
         if own is not None:
             torch.testing.assert_close(own, plain)
+
+
+def one_path(logits):
+    """Shares of which the second is 1 and the others are 0, with the gradient of the softmax."""
+    shares = SinglePath().shares(logits, torch.tensor([0.5, 1 - 1e-6, 0.5], dtype=logits.dtype), 0.0)
+    assert shares.tolist() == [0, 1, 0]
+    return shares
+
+
+@banks
+def test_one_drawn_branch_has_the_derivatives_of_the_whole_sum(bank):
+    def derivatives(mixed):
+        x, logits, incoming, branch, parameters = parts(bank)
+        out = mixed(x, one_path(logits), branch, parameters)
+        inputs = [x, logits, *parameters]
+        first = torch.autograd.grad((out**2 * incoming).sum(), inputs, create_graph=True, allow_unused=True)
+        total = sum((gradient**2).sum() for gradient in first if gradient is not None)
+        return [out, *first, *torch.autograd.grad(total, inputs, allow_unused=True)]
+
+    def whole(x, shares, branch, parameters):
+        return composed(x, shares, branch, WIDTHS)
+
+    def mixture(sparse):
+        return lambda x, shares, branch, parameters: blend(x, shares, branch, WIDTHS, parameters, sparse=sparse)
+
+    for own, dense, plain in zip(*map(derivatives, (mixture(True), mixture(False), whole)), strict=True):
+        assert (own is None) == (dense is None) == (plain is None)
+        if own is not None:
+            assert torch.equal(own, dense)
+            torch.testing.assert_close(own, plain)
+
+
+def test_branches_without_a_share_are_computed_for_the_slope_of_the_share_only():
+    x, logits, incoming, branch, parameters = parts(BANKS["step size of activations"])
+    calls = []
+
+    def noted(x, bits):
+        calls.append((bits, torch.is_grad_enabled()))
+        return branch(x, bits)
+
+    out = blend(x, one_path(logits), noted, WIDTHS, parameters, sparse=True)
+    assert [bits for bits, _ in calls] == [4]
+    calls.clear()
+    out.backward(incoming)
+    assert calls == [(32, False), (4, True), (2, False)]
+    calls.clear()
+    blend(x, one_path(logits.detach()), noted, WIDTHS, parameters, sparse=True).backward(incoming)
+    assert [bits for bits, _ in calls] == [4, 4]
+
+
+@pytest.mark.parametrize(("relaxation", "computed"), [(Softmax(), [32, 4, 2]), (SinglePath(), [4])])
+def test_a_mixture_with_one_path_quantizes_at_the_drawn_width_only(relaxation, computed):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    bank = WeightLSQ("w", WIDTHS, x)
+    mixture = WeightMixture(bank, WidthChoice(WIDTHS, relaxation), owner=True)
+    with torch.no_grad():
+        mixture.choice.architecture_logits.copy_(torch.tensor([-50.0, 50.0, -50.0]))
+    mixture.choice.draw(0.5)
+    calls = []
+    bank.register_forward_hook(lambda bank, *_: calls.append(bank.bits))
+    out = mixture(x)
+    assert calls == computed
+    bank.switch(4)
+    torch.testing.assert_close(out, bank(x))
 
 
 def test_second_derivative_of_the_shares_equals_finite_differences():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bitalloc.policy import FLOAT
 from bitalloc.quantizers import InputLSQ, InputPACT, Quantizer, WeightLSQ, WeightPACT
-from bitalloc.supernet.blend import blend
+from bitalloc.supernet.blend import Branch, blend
 from bitalloc.supernet.choice import WidthChoice
 
 MIXED = 0
@@ -51,7 +51,11 @@ class Mixture(Quantizer):
     def _fake_quantize(self, x: Tensor) -> Tensor:
         if self._bits != MIXED:
             return self._at(x, self._bits)
-        return blend(x, self.choice.shares(), self._at, self.choice.widths, list(self.bank.parameters()))
+        return self._mixed(x, self._at)
+
+    def _mixed(self, x: Tensor, branch: Branch) -> Tensor:
+        choice = self.choice
+        return blend(x, choice.shares(), branch, choice.widths, list(self.bank.parameters()), sparse=choice.relaxation.sparse)
 
     def _at(self, x: Tensor, bits: int) -> Tensor:
         self.bank.switch(bits)
@@ -80,7 +84,7 @@ class WeightMixture(Mixture):
 
         if self._bits != MIXED:
             return at(rows, self._bits)
-        return blend(rows, self.choice.shares(), at, self.choice.widths, list(bank.parameters()))
+        return self._mixed(rows, at)
 
 
 @final

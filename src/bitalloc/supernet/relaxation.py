@@ -19,9 +19,11 @@ class Relaxation(ABC):
 
     Attributes:
         stochastic: whether the shares depend on a draw.
+        sparse: whether most shares are exactly 0, so that it pays to look which, and to leave their candidates out.
     """
 
     stochastic: ClassVar[bool] = True
+    sparse: ClassVar[bool] = False
 
     @abstractmethod
     def shares(self, logits: Tensor, uniform: Tensor, progress: float) -> Tensor:
@@ -77,8 +79,11 @@ class GumbelSoftmax(Relaxation):
 class SinglePath(Relaxation):
     """One candidate drawn from the softmax, with the softmax's gradient (straight-through; Bengio et al., arXiv 1308.3432).
 
-    The network of a step is a network of the search space; the gradient of the logits is that of the mixture, and biased.
+    The network of a step is a network of the search space; the gradient of the logits is that of the mixture, and biased. For it the
+    backward pass quantizes at every candidate, also at those that the forward pass leaves out.
     """
+
+    sparse: ClassVar[bool] = True
 
     def shares(self, logits: Tensor, uniform: Tensor, progress: float) -> Tensor:
         """1 at the drawn candidate, 0 elsewhere."""
