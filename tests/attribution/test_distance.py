@@ -35,6 +35,26 @@ def test_order_and_reversed_order() -> None:
     assert float(kendall(row, -row)) == pytest.approx(-1)
 
 
+@pytest.mark.parametrize("positions", [1, 2, 7, 64, 300])
+def test_kendall_equals_the_count_over_all_pairs(positions: int) -> None:
+    generator = torch.Generator().manual_seed(positions)
+    left, right = (torch.randint(0, max(2, positions // part), (6, positions), generator=generator).double() for part in (2, 3))
+    right[0], right[1] = left[0], -left[1]
+    for a, b, found in zip(left, right, kendall(left, right).tolist(), strict=True):
+        signs = [(row[:, None] - row[None, :]).sign() for row in (a, b)]
+        untied = float(signs[0].abs().sum() * signs[1].abs().sum())
+        expected = float((signs[0] * signs[1]).sum()) / untied**0.5 if untied else float(bool((a == a[0]).all() and (b == b[0]).all()))
+        assert found == pytest.approx(expected, abs=1e-15)
+
+
+def test_kendall_of_as_many_positions_as_an_image_has() -> None:
+    """All pairs of them would take 40 GB."""
+    row = torch.rand(1, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    swapped = row.flatten(1).sort(1).values.reshape(1, -1, 2).flip(2).reshape(1, -1)  # neighbours in the other order
+    count = row.numel()
+    assert float(kendall(row.flatten(1).sort(1).values, swapped)) == pytest.approx(1 - 2 * (count / 2) / (count * (count - 1) / 2))
+
+
 def test_top_overlap_counts_shared_positions() -> None:
     left = torch.tensor([[9.0, 8, 7, 0, 0, 0, 0, 0], [1.0, 2, 3, 4, 5, 6, 7, 8]]).reshape(2, 1, 2, 4)
     right = torch.tensor([[9.0, 0, 7, 8, 0, 0, 0, 0], [8.0, 7, 6, 5, 4, 3, 2, 1]]).reshape(2, 1, 2, 4)
@@ -97,5 +117,12 @@ def test_nothing_to_compare_is_an_error() -> None:
         attribution_rank_distance(network(0), {}, pictures())
     with pytest.raises(TrainingError, match="no data to compare attributions on"):
         attribution_rank_distance(network(0), {"same": network(0)}, [])
+    broken = network(1)
+    with torch.no_grad():
+        broken[6].weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="network w2a2: the attribution map at module 3 is not finite"):
+        attribution_rank_distance(network(0), {"w2a2": broken}, pictures())
+    with pytest.raises(TrainingError, match="the reference network: the attribution map at module 3"):
+        attribution_rank_distance(broken, {"same": network(0)}, pictures())
     with pytest.raises(TrainingError, match="images is 0"):
         attribution_rank_distance(network(0), {"same": network(0)}, pictures(), images=0)

@@ -147,6 +147,61 @@ def test_where_the_head_reads_a_class_token_the_last_block_reads_the_map() -> No
     torch.testing.assert_close(GradCAM().attribute(model, x).maps[0], expected)
 
 
+def test_calls_on_parameters_alone_are_no_feature_maps() -> None:
+    class Biased(Functional):  # a position bias goes through the function that gives the feature map, after it
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(4, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = F.relu(self.conv(x))
+            bias = F.relu(self.bias.expand(len(x), -1, -1, -1))
+            out: Tensor = self.head(features.mean((2, 3)) + bias.mean((2, 3)))
+            return out
+
+    model, x = Biased(), images(3, 3, 6, 6)
+    point = find_feature_map(model, x)
+    assert (point.function, point.from_end) == ("relu", 0)
+    expected = closed_form(F.relu(model.conv(x)), model.head.weight, model(x))
+    torch.testing.assert_close(GradCAM().attribute(model, x).maps[0], expected)
+    torch.testing.assert_close(GradCAM().explain(model, x).maps[0], expected)
+
+
+def test_maps_of_a_bfloat16_pass_are_summed_in_float32() -> None:
+    model, x = Functional(), images(2, 3, 18, 18)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = GradCAM().attribute(model, x).maps
+        features, logits = F.relu(model.conv(x)), model(x)
+    # The slope of a mean over 16 x 16 positions is the weight over a power of 2, which bfloat16 holds as it holds the weight.
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(found, closed_form(features.float(), model.head.weight.bfloat16().float(), logits), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+@pytest.mark.parametrize("attribution", [GradCAM(), InputGradient(), GradientTimesInput()])
+def test_a_transformer_learns_from_the_term(class_token: bool, attribution: GradCAM | InputGradient | GradientTimesInput) -> None:
+    """Fused attention has no second derivative. Against finite differences along one direction of all weights."""
+    teacher, student, x = Transformer(class_token).double(), Transformer(class_token).double(), images(2, 3, 16, 16).double()
+    generator = torch.Generator().manual_seed(2)
+    directions = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in student.parameters()]
+
+    def move(size: float) -> None:
+        with torch.no_grad():
+            for parameter, direction in zip(student.parameters(), directions, strict=True):
+                parameter += size * direction
+
+    move(0.05)
+    loss = AttributionLoss(teacher, attribution, PowerRanking())
+    loss(student, x)[1].backward()
+    assert all(bool(block.attention.in_proj_weight.grad.abs().max() > 0) for block in student.blocks[:2])
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(student.parameters(), directions, strict=True) if p.grad is not None)
+    move(1e-7)
+    above = float(loss(student, x)[1].detach())
+    move(-2e-7)
+    below = float(loss(student, x)[1].detach())
+    assert slope == pytest.approx((above - below) / 2e-7, rel=1e-3, abs=1e-5)
+
+
 def test_channels_last_are_recognised() -> None:
     class Last(Functional):
         def forward(self, x: Tensor) -> Tensor:
@@ -247,6 +302,31 @@ def test_the_explained_network_stays_as_it_was(attribution: GradCAM | InputGradi
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("attribution", [GradCAM(), GradCAM(("residual2",)), InputGradient(), GradientTimesInput()])
+def test_the_explained_network_stays_as_it_was_after_an_exception(attribution: GradCAM | InputGradient | GradientTimesInput) -> None:
+    model, x = digits_net().train(), images(2, 1, 8, 8)
+    model.bn.eval()
+    model.stem.weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    fine = attribution.resolved(model, x)
+    forward = model.linear.forward
+
+    def failing(x: Tensor) -> Tensor:
+        raise ValueError("the head is broken")
+
+    model.linear.forward = failing  # type: ignore[method-assign]
+    for call in (attribution.explain, attribution.attribute, fine.explain, fine.attribute):
+        with pytest.raises(ValueError, match="the head is broken"):
+            call(model, x)
+        assert [module.training for module in model.modules()] == modes
+        assert all(not module._forward_hooks for module in model.modules())
+        assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["stem.weight"]
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert torch.overrides._len_torch_function_stack() == 0
+    model.linear.forward = forward  # type: ignore[method-assign]
+    attribution.explain(model, x)
 
 
 @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])

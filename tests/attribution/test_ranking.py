@@ -18,6 +18,7 @@ from bitalloc.attribution import (
     GradCAM,
     GradientTimesInput,
     InputGradient,
+    Point,
     PowerRanking,
     Ranking,
     SoftSpearman,
@@ -28,6 +29,7 @@ from bitalloc.errors import TrainingError
 from bitalloc.models import digits_net, resnet20
 from bitalloc.quantizers import use_fake_quantize
 from bitalloc.wrap import prepare_joint
+from bitalloc.wrap.fold import fold_batch_norms
 
 RANKINGS = [PowerRanking(), PowerRanking(FixedPower(1.0)), SoftSpearman(), SoftSpearman(20.0)]
 
@@ -189,13 +191,69 @@ def test_bad_arguments_are_errors() -> None:
 
 def test_teacher_and_student_of_different_layers_are_an_error() -> None:
     loss = AttributionLoss(digits_net(), GradCAM(), PowerRanking())
-    with pytest.raises(TrainingError, match="the network has no module residual2"):
+    lacking = r"different layers: stem\.weight \(teacher \(16, 1, 3, 3\), student has none\), .* and 7 more"
+    with pytest.raises(TrainingError, match=lacking):
         loss(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10)), maps(2, 1, 8, 8).float())
+    deep, shallow = (nn.Sequential(*_convolutions(count), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)) for count in (5, 2))
+    with pytest.raises(TrainingError, match=r"2\.weight \(teacher \(4, 4, 3, 3\), student has none\)"):
+        AttributionLoss(deep, GradCAM(("1",)), PowerRanking())(shallow, maps(2, 4, 8, 8).float())
+    with pytest.raises(TrainingError, match="the network has no module residual2"):
+        GradCAM(points=(Point("residual2"),)).explain(shallow, maps(2, 4, 8, 8).float())
     wider = resnet20()
     wider.layer3[0].stride = 1
     wider.layer3[0].conv1.stride = (1, 1)
-    with pytest.raises(TrainingError, match=r"shape \(2, 1, 8, 8\), the student's \(2, 1, 16, 16\)"):
+    with pytest.raises(TrainingError, match=r"module layer3: .* shape \(2, 1, 8, 8\), the student's \(2, 1, 16, 16\)"):
         AttributionLoss(resnet20(), GradCAM(), PowerRanking())(wider, maps(2, 3, 32, 32).float())
+
+
+def _convolutions(count: int) -> list[nn.Module]:
+    return [nn.Conv2d(4, 4, 3, padding=1) for _ in range(count)]
+
+
+def test_a_student_may_have_other_batch_norms() -> None:
+    """Of the joint training each width has its own; folding leaves none."""
+    model, x = digits_net(), maps(2, 1, 8, 8).float()
+    description = describe(model, x[:1])
+    joint = prepare_joint(model, search_space(description.layers, (4, 2)), description)
+    calibrate(joint, [x])
+    for student in (joint, fold_batch_norms(model, x[:1], description.producers).model):
+        _, term = AttributionLoss(model, GradCAM(), PowerRanking())(student.eval(), x)
+        assert term.isfinite()
+
+
+@pytest.mark.parametrize("who", ["float model", "student"])
+def test_a_map_that_is_not_finite_is_told_by_network_and_layer(who: str) -> None:
+    teacher, student, x = digits_net(), digits_net(), maps(2, 1, 8, 8).float()
+    loss = AttributionLoss(teacher, GradCAM(), PowerRanking()).with_task(lambda logits, batch: logits.nan_to_num().mean())
+    broken = teacher if who == "float model" else student
+    with torch.no_grad():
+        broken.linear.weight[0, 0] = math.nan
+    with pytest.raises(TrainingError, match=rf"the {who}: the attribution map at module residual2 is not finite"):
+        loss(student, x)
+
+
+def test_a_student_that_breaks_later_gives_a_term_that_is_not_finite() -> None:
+    """So that the training can go back to its last checkpoint."""
+    loss, student, x = AttributionLoss(digits_net(), GradCAM(), PowerRanking()), digits_net(), maps(2, 1, 8, 8).float()
+    assert loss(student, x)[1].isfinite()
+    with torch.no_grad():
+        student.linear.weight.fill_(math.nan)
+    assert loss(student, x)[1].isnan()
+
+
+def test_a_term_that_is_not_finite_is_not_blamed_on_the_loss() -> None:
+    class Broken(Ranking):
+        def _distance(self, teacher: Tensor, student: Tensor, network: nn.Module | None) -> Tensor:
+            return student.sum(1) * math.nan
+
+    with pytest.raises(TrainingError, match="the attribution term is nan, although the maps at module residual2 are finite"):
+        AttributionLoss(digits_net(), GradCAM(), Broken())(digits_net(), maps(2, 1, 8, 8).float())
+
+
+def test_inputs_without_a_gradient_are_an_error() -> None:
+    network = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+    with pytest.raises(TrainingError, match=r"the float model: the input is torch\.int64 of shape \(2, 5\)"):
+        AttributionLoss(network, GradCAM(), PowerRanking())(network, torch.ones(2, 5, dtype=torch.int64))
 
 
 def test_one_forward_pass_of_the_student_gives_logits_and_term() -> None:

@@ -1,11 +1,14 @@
 """What every attribution has in common: it takes a classifier and images, and gives maps and logits from one forward pass."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitalloc.attribution.freeze import frozen
 from bitalloc.errors import TrainingError
@@ -19,10 +22,18 @@ class Attributed:
     Attributes:
         maps: one a layer; non-negative, (N, 1, H, W), or (N, 1, T) for tokens that form no square. H and W are those of the layer.
         logits: (N, classes).
+        places: where each map was taken, for messages.
     """
 
     maps: tuple[Tensor, ...]
     logits: Tensor
+    places: tuple[str, ...]
+
+    def check_finite(self) -> None:
+        """Raises TrainingError, naming the place, if a map is not finite."""
+        for place, each in zip(self.places, self.maps, strict=True):
+            if not bool(torch.isfinite(each.detach()).all()):
+                raise TrainingError(f"the attribution map at {place} is not finite: check the network's weights and the images.")
 
 
 class Attribution(ABC):
@@ -31,7 +42,8 @@ class Attribution(ABC):
     def attribute(self, model: nn.Module, inputs: Tensor, classes: Tensor | None = None) -> Attributed:
         """Maps that can be differentiated with respect to the parameters, from one forward pass in the model's present modes.
 
-        No gradient is left in any ``.grad``.
+        No gradient is left in any ``.grad``. Attention is computed by PyTorch's plain operations, as its fused kernels have no second
+        derivative.
 
         Args:
             model: gives logits of shape (N, classes).
@@ -41,10 +53,8 @@ class Attribution(ABC):
         Raises:
             TrainingError: the inputs are no floating-point tensor, the model gives no logits, or there is no feature map.
         """
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 2:
-            found = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
-            raise TrainingError(f"the input is {found}, expected floating-point images of shape (N, ...): an attribution is a gradient.")
-        with torch.inference_mode(False), torch.enable_grad():
+        check_inputs(inputs)
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             # A tensor made in inference mode can never take part in a gradient.
             return self._attribute(model, inputs.clone() if inputs.is_inference() else inputs, classes)
 
@@ -56,18 +66,36 @@ class Attribution(ABC):
         """
         with evaluating(model), frozen(model):
             found = self.attribute(model, inputs, classes)
-        maps = tuple(each.detach() for each in found.maps)
-        if not all(bool(torch.isfinite(each).all()) for each in maps):
-            raise TrainingError("an attribution map is not finite: check the model's weights and the images.")
-        return Attributed(maps, found.logits.detach())
+        found.check_finite()
+        return Attributed(tuple(each.detach() for each in found.maps), found.logits.detach(), found.places)
 
     def resolved(self, model: nn.Module, inputs: Tensor) -> "Attribution":
-        """The same with its layers fixed to those found in ``model``, so that it takes the same ones in another network."""
+        """The same with its layers fixed to those found in ``model``, so that it takes the same ones in another network.
+
+        Raises:
+            TrainingError: as :meth:`attribute`.
+        """
         return self
 
     @abstractmethod
     def _attribute(self, model: nn.Module, inputs: Tensor, classes: Tensor | None) -> Attributed:
         """See :meth:`attribute`; gradients are enabled and the inputs are floating-point."""
+
+
+def check_inputs(inputs: object) -> None:
+    """Raises TrainingError unless ``inputs`` are floating-point images (N, ...)."""
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 2:
+        found = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+        raise TrainingError(f"the input is {found}, expected floating-point images of shape (N, ...): an attribution is a gradient.")
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Says of which network or place a TrainingError is that is raised inside the block."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(f"{what}: {error}") from error
 
 
 def logits_of(output: Any, inputs: Tensor) -> Tensor:
@@ -81,6 +109,9 @@ def logits_of(output: Any, inputs: Tensor) -> Tensor:
 
 
 def explained(logits: Tensor, classes: Tensor | None) -> Tensor:
-    """The logits of ``classes``, by default of the predicted ones, summed over the batch: each sample's gradient is its own."""
+    """The logits of ``classes``, by default of the predicted ones, summed over the batch.
+
+    A sample's gradient is that of its own logit, but for batch norms in training mode, whose statistics tie the samples of a batch.
+    """
     chosen = logits.detach().argmax(dim=1) if classes is None else classes
     return logits.gather(1, chosen[:, None]).sum()

@@ -1,11 +1,12 @@
 """Taking tensors out of a forward pass, with their history."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from bitalloc.attribution.point import Point, is_map, replaced, tensor_of
@@ -13,12 +14,12 @@ from bitalloc.errors import TrainingError
 
 
 class Capture:
-    """What was taken at each point; of several calls the last."""
+    """What was taken at each point; of several calls of a module the last."""
 
-    def __init__(self, points: Sequence[Point], batch: int) -> None:
-        self._batch = batch
+    def __init__(self, points: Sequence[Point], batch: int, source: Node | None) -> None:
+        self._batch, self._source = batch, source
         self.modules: dict[str, Tensor | None] = {point.module: None for point in points if not point.function}
-        self.functions: dict[Point, deque[Tensor]] = {point: deque(maxlen=point.from_end + 1) for point in points if point.function}
+        self.functions: dict[Point, list[Tensor]] = {point: [] for point in points if point.function}
         self._points = tuple(points)
 
     def maps(self) -> tuple[Tensor, ...]:
@@ -36,18 +37,25 @@ class Capture:
         return found
 
     def _call(self, point: Point) -> Tensor | None:
-        calls = self.functions[point]
-        return calls[0] if len(calls) > point.from_end else None
+        # Only now, as this goes through the history: calls on parameters alone, as of a position bias, do not count.
+        depending = (call for call in reversed(self.functions[point]) if _depends(call, self._source))
+        return next(islice(depending, point.from_end, None), None)
 
 
 @contextmanager
-def capturing(model: nn.Module, points: Sequence[Point], batch: int) -> Iterator[Capture]:
+def capturing(model: nn.Module, points: Sequence[Point], batch: int, source: Node | None) -> Iterator[Capture]:
     """Takes what the points give in the forward passes inside the block.
+
+    Args:
+        model: is run inside the block.
+        points: where.
+        batch: number of samples.
+        source: what made the input, of whose history a point's function counts the calls; None without such points.
 
     Raises:
         TrainingError: the model has no module of a point's name.
     """
-    capture = Capture(points, batch)
+    capture = Capture(points, batch, source)
     modules = dict(model.named_modules(remove_duplicate=False))
     missing = [name for name in capture.modules if name not in modules]
     if missing:
@@ -60,6 +68,20 @@ def capturing(model: nn.Module, points: Sequence[Point], batch: int) -> Iterator
         if capture.functions:
             stack.enter_context(_Functions(capture, batch))
         yield capture
+
+
+def _depends(tensor: Tensor, source: Node | None) -> bool:
+    """Whether ``source`` is in the history of ``tensor``."""
+    ahead, done = [tensor.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in done:
+            continue
+        if node is source:
+            return True
+        done.add(node)
+        ahead.extend(before for before, _ in node.next_functions)
+    return False
 
 
 def _taking(name: str, capture: Capture) -> Any:

@@ -49,14 +49,22 @@ def spearman_distance(left: Tensor, right: Tensor) -> Tensor:
 def kendall(left: Tensor, right: Tensor) -> Tensor:
     """Kendall's tau-b of each sample, (N,), float64, from -1 to 1: pairs in the same order less pairs in the other, ties accounted for.
 
-    Constant maps as in :func:`spearman`. Takes memory for the square of the number of positions, of one sample at a time.
+    Constant maps as in :func:`spearman`. Takes time n log^2 n and memory for a few numbers a position. Knight, "A Computer Method for
+    Calculating Kendall's Tau with Ungrouped Data", JASA 1966: pairs in the other order are the inversions left after sorting.
 
     Raises:
         TrainingError: the shapes differ.
     """
     left, right = _rows(left, right)
-    found = [_tau(a, b) for a, b in zip(left, right, strict=True)]
-    return _with_constants(left, right, torch.tensor(found, dtype=torch.float64, device=left.device))
+    first, second = (torch.searchsorted(row.sort(1).values, row) for row in (left, right))  # how many are smaller
+    count = left.shape[1]
+    both = first * count + second  # sorts by the first, and among its ties by the second
+    # Ordered pairs, each position with itself among the ties.
+    tied = [_tied(row) for row in (first, second, both)]
+    inverted = _inversions(second.gather(1, both.argsort(1)))
+    agreeing = count * count - tied[0] - tied[1] + tied[2] - 4 * inverted
+    untied = ((count * count - tied[0]).double() * (count * count - tied[1]).double()).sqrt()
+    return _with_constants(left, right, torch.where(untied > 0, agreeing / untied.clamp_min(1), 0.0))
 
 
 def top_overlap(left: Tensor, right: Tensor, share: float = 0.25) -> Tensor:
@@ -92,8 +100,23 @@ def _with_constants(left: Tensor, right: Tensor, value: Tensor) -> Tensor:
     return torch.where(constant, torch.ones_like(value), value.clamp(-1, 1))
 
 
-def _tau(left: Tensor, right: Tensor) -> float:
-    signs = [(row[:, None] - row[None, :]).sign().to(torch.float32) for row in (left, right)]
-    agreeing = float((signs[0] * signs[1]).sum(dtype=torch.float64))
-    untied = [float(sign.abs().sum(dtype=torch.float64)) for sign in signs]
-    return agreeing / math.sqrt(untied[0] * untied[1]) if untied[0] and untied[1] else 0.0
+def _tied(row: Tensor) -> Tensor:
+    """How many ordered pairs of positions in each row of (N, n) are equal, (N,); a position and itself are one."""
+    ordered = row.sort(1).values
+    return (torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)).sum(1)
+
+
+def _inversions(rows: Tensor) -> Tensor:
+    """How many pairs of each row of (N, n), integers from 0 to n - 1, have the larger one in front, (N,).
+
+    The highest bit in which two numbers differ tells which is larger. So for every bit, among numbers with the same bits above it,
+    each 0 counts the 1s in front of it.
+    """
+    found = torch.zeros_like(rows[:, 0])
+    for bit in range((rows.shape[1] - 1).bit_length()):
+        above, order = (rows >> (bit + 1)).sort(dim=1, stable=True)
+        ones = (rows.gather(1, order) >> bit) & 1
+        before = ones.cumsum(1) - ones
+        start = torch.searchsorted(above, above)  # of the numbers with the same bits above
+        found += ((before - before.gather(1, start)) * (1 - ones)).sum(1)
+    return found

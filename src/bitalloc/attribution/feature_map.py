@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from bitalloc.attribution.base import explained, logits_of
+from bitalloc.attribution.base import check_inputs, explained, logits_of
 from bitalloc.attribution.freeze import frozen
 from bitalloc.attribution.point import Point, channel_axis, is_map, tensor_of
 from bitalloc.errors import TrainingError
@@ -44,7 +44,7 @@ class _Pass:
     seen: list[_Seen] = field(default_factory=list)
 
     def add(self, module: str, function: str, tensor: Tensor, batch: int) -> None:
-        # A tensor that does not depend on the input, as a position bias, has no history here.
+        # A tensor that does not depend on the input, as a position bias, has no history here, where all parameters are frozen.
         if is_map(tensor, batch) and tensor.grad_fn is not None:
             # A module that only rearranges, as windows to an image, gives a map in the form that the head reads.
             view = tensor._is_view() and not (module and tensor.dim() == 4)
@@ -67,7 +67,7 @@ def find_feature_map(model: nn.Module, inputs: Tensor) -> Point:
         inputs: images, (N, ...).
 
     Raises:
-        TrainingError: there is none; it names what was seen. Or the model gives no logits.
+        TrainingError: there is none; it names what was seen. Or the model gives no logits, or the inputs are no images.
     """
     with _recorded(model, inputs) as (found, leaf, logits):
         target, source = explained(logits, None), get_gradient_edge(leaf).node
@@ -99,6 +99,7 @@ def find_layers(model: nn.Module, inputs: Tensor, patterns: tuple[str, ...]) -> 
 
 @contextmanager
 def _recorded(model: nn.Module, inputs: Tensor) -> Iterator[tuple[_Pass, Tensor, Tensor]]:
+    check_inputs(inputs)
     found = _Pass()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

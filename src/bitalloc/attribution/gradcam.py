@@ -32,11 +32,12 @@ class GradCAM(Attribution):
 
     Tokens (N, T, D) are positions with D channels. If T is no square and T - 1 is one, the first is a class token and is left out.
     The map is (N, 1, h, h) where the tokens form a square, else (N, 1, T). A map with channels last, recognised by two equal
-    sizes in front of another one, is read as such.
+    sizes in front of another one, is read as such. Maps are computed in float32 or wider, whatever the network's precision is.
 
     Attributes:
-        layers: patterns of module names (``layer4*``) whose outputs are explained, one map each; by default the last feature map,
-            see :func:`~bitalloc.attribution.find_feature_map`.
+        layers: patterns of module names whose outputs are explained, one map each: ``layer4`` is that block, ``layer[34]`` two, and
+            ``layer4*`` every module inside it as well. By default the last feature map, see
+            :func:`~bitalloc.attribution.find_feature_map`.
         points: where the maps are taken; found by ``layers`` when empty. :meth:`resolved` sets them.
 
     The gradient is taken by ``torch.autograd.grad(create_graph=True)``, so a loss on the maps has a gradient of its own, and nothing is
@@ -57,16 +58,19 @@ class GradCAM(Attribution):
         points = self.resolved(model, inputs).points
         # What a function gives is no leaf then, which a later operation in place could not write to.
         leaf = inputs.detach().requires_grad_().clone() if any(point.function for point in points) else inputs
-        with capturing(model, points, len(inputs)) as capture:
+        with capturing(model, points, len(inputs), leaf.grad_fn) as capture:
             logits = logits_of(model(leaf), inputs)
         features = capture.maps()
         gradients = torch.autograd.grad(explained(logits, classes), features, create_graph=True, materialize_grads=True)
-        return Attributed(tuple(_map(f, g) for f, g in zip(features, gradients, strict=True)), logits)
+        return Attributed(tuple(_map(f, g) for f, g in zip(features, gradients, strict=True)), logits, tuple(map(str, points)))
 
 
 def _map(features: Tensor, gradients: Tensor) -> Tensor:
     """Both (N, C, H, W), (N, H, W, C) or (N, T, D); the map (N, 1, H, W) or (N, 1, T)."""
     channels = channel_axis(features)
+    # A sum over many positions in bfloat16 has hardly a digit left.
+    wide = torch.promote_types(features.dtype, torch.float32)
+    features, gradients = features.to(wide), gradients.to(wide)
     positions = [axis for axis in range(1, features.dim()) if axis != channels]
     weights = gradients.sum(positions, keepdim=True)
     found = functional.relu((weights * features).sum(channels))

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from bitalloc.attribution.base import Attributed, Attribution, explained, logits_of
 
+_PLACES = ("the input",)
+
 
 @final
 class InputGradient(Attribution):
@@ -18,7 +20,7 @@ class InputGradient(Attribution):
 
     def _attribute(self, model: nn.Module, inputs: Tensor, classes: Tensor | None) -> Attributed:
         gradient, logits = _gradient(model, inputs, classes)
-        return Attributed((gradient.abs().amax(1, keepdim=True),), logits)
+        return Attributed((gradient.abs().amax(1, keepdim=True),), logits, _PLACES)
 
 
 @final
@@ -31,7 +33,7 @@ class GradientTimesInput(Attribution):
 
     def _attribute(self, model: nn.Module, inputs: Tensor, classes: Tensor | None) -> Attributed:
         gradient, logits = _gradient(model, inputs, classes)
-        return Attributed(((inputs.detach() * gradient).sum(1, keepdim=True).abs(),), logits)
+        return Attributed(((inputs.detach() * gradient).sum(1, keepdim=True).abs(),), logits, _PLACES)
 
 
 def _gradient(model: nn.Module, inputs: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:

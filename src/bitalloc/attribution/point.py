@@ -13,7 +13,7 @@ class Point:
     Attributes:
         module: name of the module.
         function: name of the function, empty for a module's output.
-        from_end: calls of the function that come later in the pass and give a feature map, too.
+        from_end: calls of the function that come later in the pass and give a feature map that depends on the input, too.
     """
 
     module: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitalloc.attribution.base import Attribution
+from bitalloc.attribution.base import Attribution, about
 from bitalloc.attribution.distance import kendall, spearman, top_overlap
 from bitalloc.attribution.gradcam import GradCAM
 from bitalloc.errors import TrainingError
@@ -109,11 +109,13 @@ def attribution_rank_distance(
     with progress.task("attribution rank distance", images):
         for batch in non_empty(loader, "compare attributions on"):
             inputs = to_device(inputs_of(batch), module_device(reference))
-            attribution = attribution.resolved(reference, inputs)
-            wanted = attribution.explain(reference, inputs).maps
+            with about("the reference network"):
+                attribution = attribution.resolved(reference, inputs)
+                wanted = attribution.explain(reference, inputs).maps
             for name, network in networks.items():
-                found = attribution.explain(network, inputs).maps
-                figures[name].append(_agreement(wanted, found, top_share))
+                with about(f"network {name}"):
+                    found = attribution.explain(network, inputs).maps
+                    figures[name].append(_agreement(wanted, found, top_share))
             seen += len(inputs)
             progress.advance(len(inputs))
             if seen >= images:
