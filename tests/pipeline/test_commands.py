@@ -121,7 +121,18 @@ def test_every_recipe_of_the_project_is_valid(recipe: Path) -> None:
     assert load_recipe(recipe).name == recipe.stem
 
 
-@pytest.mark.parametrize("name", ["digits", "gmpq_digits", "gmpq_imagenet_resnet18", "imagenet_resnet18", "imagenet_resnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "digits",
+        "edmips_digits",
+        "gmpq_cifar10_to_tiny_imagenet",
+        "gmpq_digits",
+        "gmpq_imagenet_resnet18",
+        "imagenet_resnet18",
+        "imagenet_resnet50",
+    ],
+)
 def test_a_dry_run_needs_no_data_that_is_not_there(project: Any, name: str) -> None:
     (recipe,) = (path for path in _recipes() if path.stem == name)
     plan = json.loads(project.good("run", recipe, "--out", "out", "--dry-run", "--json").stdout)

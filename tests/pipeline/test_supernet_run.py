@@ -84,6 +84,16 @@ def test_the_attribution_term_is_in_the_loss_of_gmpq_only(project: Any, recipe: 
     assert losses["gmpq0"] == pytest.approx(losses["edmips40"])
 
 
+def test_step_sizes_that_a_search_leaves_at_their_start_are_reported(project: Any, recipe: Any) -> None:
+    stuck = {**SUPERNET, "epochs": 0.25, "pair": "lsq", "step_size_rate": 0, "learning_rate": 1e-9}
+    project.good("measure", recipe(levels=LEVELS[:1], supernet=stuck), "--out", "out")
+    found = _read(Path("out/supernet.json"))["step_size_findings"]
+    unmoved = {(one["layer"], one["side"], one["width"]) for one in found if one["problem"] == "unmoved"}
+    searched = LogProbabilities.load(Path("out/log_probabilities.json")).weight
+    assert unmoved >= {(name, "weight", width) for name, row in searched.items() for width in row}
+    assert {layer for layer, _, _ in unmoved} == set(searched)
+
+
 def test_every_option_of_the_search_runs(project: Any, recipe: Any) -> None:
     short = {**SUPERNET, "epochs": 0.25}
     for number, options in enumerate(

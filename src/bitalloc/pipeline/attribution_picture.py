@@ -52,8 +52,7 @@ def attribution_picture(
         FileError: the file cannot be written.
         MissingDependencyError: pillow is not installed.
     """
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-        raise TrainingError(f"the images have shape {tuple(images.shape)}, expected (N, 1 or 3, H, W) to draw them.")
+    check_drawable(images)
     purpose = "the picture of attributions"
     pillow, draw = optional.load("PIL.Image", "pillow", purpose), optional.load("PIL.ImageDraw", "pillow", purpose)
     attribution = (attribution or GradCAM()).resolved(reference, images)
@@ -79,6 +78,12 @@ def attribution_picture(
     sheet.save(content, format="PNG")
     with replacing(path) as temporary:
         temporary.write_bytes(content.getvalue())
+
+
+def check_drawable(images: Tensor) -> None:
+    """Raises TrainingError if the images have another shape than (N, 1 or 3, H, W)."""
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise TrainingError(f"the images have shape {tuple(images.shape)}, expected (N, 1 or 3, H, W) to draw them.")
 
 
 def _size(rows: int, columns: int) -> tuple[int, int]:

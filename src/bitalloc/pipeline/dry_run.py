@@ -9,7 +9,7 @@ from bitalloc.choices import matching
 from bitalloc.errors import BudgetError, ConfigError, InfeasibleError, PolicyError, SpaceError
 from bitalloc.layers import Description
 from bitalloc.pipeline.allocate import bitops_convention, flat_score, uniform_policy
-from bitalloc.pipeline.attribution_tasks import check_attribution
+from bitalloc.pipeline.attribution_tasks import check_attribution, check_metric
 from bitalloc.pipeline.recipe import Recipe
 from bitalloc.pipeline.recipe_sections import LevelSection
 from bitalloc.pipeline.run_folder import RunFolder
@@ -63,6 +63,7 @@ def check_plan(work: Workspace, description: Description) -> list[dict[str, Any]
         SpaceError: a pattern matches no layer, or no layer has a choice.
         BudgetError: a budget cannot be understood.
         InfeasibleError: no policy, or no uniform policy, meets the budgets of a level.
+        TrainingError: there is nothing to attribute, or the search's loss cannot be differentiated.
     """
     _check_model(work, description)
     space, reference = work.space(description), work.uniform_space(description)
@@ -72,8 +73,8 @@ def check_plan(work: Workspace, description: Description) -> list[dict[str, Any]
         matching(pattern, [layer.name for layer in description.layers])
     _check_joint_start(work, space, reference)
     check_attribution(work)
-    if work.recipe.supernet is not None and work.recipe.source is None:
-        check_supernet(work, description)
+    if work.recipe.source is None:
+        _check_scoring(work, description)
     return [{"name": level.name, "budgets": _check_level(work, level, description)} for level in work.recipe.levels]
 
 
@@ -93,8 +94,14 @@ def check_source(source: Workspace, target: Description, description: Descriptio
     assert source.target is not None
     check_same(source.target, target, description)
     if source.recipe.supernet is not None:
-        check_supernet(source, description)
         check_reach(source, description, target)
+    _check_scoring(source, description)
+
+
+def _check_scoring(work: Workspace, description: Description) -> None:
+    if work.recipe.supernet is not None:
+        check_supernet(work, description)
+    check_metric(work)
 
 
 def _check_joint_start(work: Workspace, space: SearchSpace, reference: SearchSpace) -> None:

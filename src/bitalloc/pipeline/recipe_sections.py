@@ -261,8 +261,8 @@ class EvaluateSection(Section):
     """What is looked at beside top-1, see :func:`bitalloc.attribution.attribution_rank_distance`.
 
     Attributes:
-        attribution_images: test images on which the Grad-CAM maps of every fine-tuned network are compared with the float model's; 0 does
-            without.
+        attribution_images: test images on which the maps of every fine-tuned network are compared with the float model's, by Grad-CAM or
+            the attribution that ``[supernet]`` names; 0 does without.
         attribution_pictures: test images in ``attribution.png``, a row each; 0 draws none.
     """
 

@@ -314,7 +314,12 @@ def _attribution(work: Workspace, trained: Sequence[tuple[LevelSection, str]]) -
         "evaluate",
         lambda _: attribution_tasks.compare_attributions(work),
         attribution_tasks.wanted_files(work),
-        lambda: {**_data(work), "levels": [level.name for level in work.recipe.levels], "evaluate": asked},
+        lambda: {
+            **_data(work),
+            "levels": [level.name for level in work.recipe.levels],
+            "evaluate": asked,
+            **attribution_tasks.attribution_values(work),
+        },
         (folder.path("float.safetensors"), folder.path("layers.json"), *models),
     )
 

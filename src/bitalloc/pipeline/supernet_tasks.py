@@ -4,25 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitalloc.attribution import (
-    Attribution,
-    AttributionLoss,
-    CapacityAwarePower,
-    FixedPower,
-    GradCAM,
-    GradientTimesInput,
-    InputGradient,
-    PowerRanking,
-    Ranking,
-    SoftSpearman,
-)
+from bitalloc.attribution import AttributionLoss, CapacityAwarePower, FixedPower, PowerRanking, Ranking, SoftSpearman
 from bitalloc.budget import Budget
 from bitalloc.errors import BudgetError, ConfigError, InfeasibleError
 from bitalloc.files import write_json
 from bitalloc.layers import Description
+from bitalloc.pipeline.attribution_tasks import attribution_of, two_samples
 from bitalloc.pipeline.part import part
 from bitalloc.pipeline.recipe_sections import LevelSection, SupernetSection
 from bitalloc.pipeline.trace_plot import plot_trace
@@ -46,9 +37,11 @@ from bitalloc.supernet import (
     prepare_supernet,
     supernet_search,
 )
+from bitalloc.supernet.dry_run import dry_run
 from bitalloc.supernet.step import check_reachable
-from bitalloc.training import CheckpointConfig, LossFunction, NamedJournal, cross_entropy_loss
+from bitalloc.training import CheckpointConfig, LossFunction, NamedJournal, cross_entropy_loss, device
 from bitalloc.training.batches import pair_of
+from bitalloc.wrap import calibrate
 
 FILES = ("log_probabilities.json", "search_trace.json", "search_trace.svg", "supernet.json")
 """What the search of a level writes."""
@@ -133,22 +126,27 @@ def searched_budgets(
 
 
 def check_supernet(work: Workspace, description: Description) -> None:
-    """Makes the supernet of an untrained model and looks for what is attributed, before any training.
+    """Makes the supernet of an untrained model and, for ``gmpq``, does one step of the search on the example, before any training.
 
     Raises:
         SpaceError: nothing is to be chosen, or tied layers have different candidates.
         BudgetError: a fixed lambda with a budget that is not BitOps.
-        TrainingError: there is no feature map, or no module that ``layers`` matches.
+        TrainingError: there are no logits, no feature map or no module that ``layers`` matches, or an operation has no second derivative.
     """
     section = supernet_section(work)
     model = work.new_model()
-    prepare_supernet(model, work.space(description), description, search_settings(work).supernet)
+    supernet = prepare_supernet(model, work.space(description), description, search_settings(work).supernet)
     if section.price != "steered" and any(tuple(level.budgets) != ("bitops",) for level in work.recipe.levels):
         raise BudgetError(
             'supernet.price is a number, the published weight of BitOps: give every level the budget bitops alone, or "steered".'
         )
+    _controller(section, description)
     if section.method == "gmpq":
-        _attribution(section).resolved(model, work.example)
+        few = two_samples(work)
+        calibrate(supernet, [few])
+        # Weights that nobody trained may give anything: what is not finite is looked for when the search begins.
+        objective = _objective(section, model.to(device()))
+        dry_run(supernet.to(device()), [(few, torch.zeros(len(few), dtype=torch.int64))], objective, None, work.engine(), trained=False)
 
 
 def check_reach(work: Workspace, description: Description, target: Description) -> None:
@@ -190,13 +188,7 @@ def _objective(section: SupernetSection, teacher: nn.Module) -> LossFunction:
     def task(logits: Tensor, batch: Any) -> Tensor:
         return functional.cross_entropy(logits, pair_of(batch)[1], label_smoothing=section.label_smoothing)
 
-    return AttributionLoss(teacher, _attribution(section), _ranking(section), section.eta).with_task(task)
-
-
-def _attribution(section: SupernetSection) -> Attribution:
-    if section.attribution == "gradcam":
-        return GradCAM(section.layers)
-    return InputGradient() if section.attribution == "input-gradient" else GradientTimesInput()
+    return AttributionLoss(teacher, attribution_of(section), _ranking(section), section.eta).with_task(task)
 
 
 def _ranking(section: SupernetSection) -> Ranking:
@@ -208,7 +200,10 @@ def _ranking(section: SupernetSection) -> Ranking:
 
 
 def _controller(section: SupernetSection, description: Description) -> Controller:
-    return DualAscent() if section.price == "steered" else FixedLambda(section.price, description.layers[0].macs)
+    if section.price == "steered":
+        return DualAscent()
+    # The unit is the first layer's MACs; looking up a table, as an embedding does, takes none.
+    return FixedLambda(section.price, next((layer.macs for layer in description.layers if layer.macs > 0), 0))
 
 
 def _report(section: SupernetSection, result: SupernetResult, budgets: Sequence[Budget]) -> dict[str, Any]:
@@ -224,7 +219,7 @@ def _report(section: SupernetSection, result: SupernetResult, budgets: Sequence[
         "budgets": expected,
         "entropy": float(entropy(result.supernet).detach()),
         "losses": list(result.losses),
-        **training_notes(result.retries, result.parts),
+        **training_notes(result.retries, result.parts, result.findings),
     }
 
 
