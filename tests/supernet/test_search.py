@@ -2,6 +2,7 @@ import copy
 import gc
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bitalloc.errors import InfeasibleError, SpaceError, TrainingError
 from bitalloc.search import Problem, solve
 from bitalloc.space import Table
 from bitalloc.supernet import (
+    Controller,
     DualAscent,
     FixedLambda,
     GumbelSoftmax,
@@ -30,7 +32,7 @@ from bitalloc.supernet import (
 from bitalloc.supernet.choice import choices
 from bitalloc.supernet.search import _optimizer
 from bitalloc.supernet.step import SearchStep
-from bitalloc.training import CheckpointConfig, Engine, StepDecay
+from bitalloc.training import CheckpointConfig, DivergenceError, Engine, StepDecay
 from bitalloc.training.accumulate import Accumulation
 from bitalloc.training.device import rank_weighted
 from bitalloc.wrap import calibrate, quantized_layers
@@ -191,11 +193,68 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(case, tmp_path, relaxation)
     assert all(torch.equal(value, state[name]) for name, value in resumed.supernet.state_dict().items())
 
 
+SINGLE_PATH = replace(SETTINGS, supernet=replace(SETTINGS.supernet, relaxation=SinglePath()))
+
+
+def drawing(case, fails_at=None):
+    """A loss that notes the draw and the images of each of its calls; the call of a number finds the memory full, the first is number 0."""
+    drawn = []
+
+    def loss_fn(model, batch):
+        drawn.append((tuple(choice.shares().argmax().item() for choice in choices(model)), len(batch[0])))
+        if len(drawn) == fails_at:
+            raise torch.OutOfMemoryError("full")
+        return case.loss_fn(model, batch)
+
+    return loss_fn, drawn
+
+
+def assert_one_draw_a_batch(drawn, parts):
+    batches = [drawn[start : start + parts] for start in range(0, len(drawn), parts)]
+    assert {images for _, images in drawn} == {12 // parts}
+    assert all(len({draw for draw, _ in batch}) == 1 for batch in batches)
+    assert all(first[0] != second[0] for first, second in pairwise(batches))
+
+
 def test_a_batch_in_parts_has_one_draw_and_one_price(case):
-    settings = replace(SETTINGS, supernet=replace(SETTINGS.supernet, relaxation=SinglePath()))
-    result = search(case, [in_between(case, 0.3)], settings=settings, steps=5, engine=Engine(accumulate=3))
+    loss_fn, drawn = drawing(case)
+    result = search(case, [in_between(case, 0.3)], settings=SINGLE_PATH, steps=5, engine=Engine(accumulate=3), loss_fn=loss_fn)
     assert len(result.trace.costs) == 5
     assert result.parts == 3
+    assert len(drawn) == 1 + 5 * 3  # the first call is the dry run's
+    assert_one_draw_a_batch(drawn[1:], 3)
+
+
+def test_a_batch_that_is_split_anew_keeps_its_draw(case):
+    """The second of two parts finds the memory full: the batch begins again in four, with the draw that it had."""
+    loss_fn, drawn = drawing(case, fails_at=3)
+    engine = Engine(accumulate=2, split_on_memory=True)
+    result = search(case, [in_between(case, 0.3)], settings=SINGLE_PATH, steps=3, engine=engine, loss_fn=loss_fn)
+    assert result.parts == 4
+    assert len(result.trace.costs) == 3
+    assert len(drawn) == 1 + 2 + 3 * 4
+    assert drawn[1][0] == drawn[2][0] == drawn[3][0]
+    assert_one_draw_a_batch(drawn[3:], 4)
+    planned = search(case, [in_between(case, 0.3)], settings=SINGLE_PATH, steps=3, engine=Engine(accumulate=4))
+    assert (result.losses, result.trace) == (planned.losses, planned.trace)
+
+
+class Broken(Controller):
+    """Its second price is no number."""
+
+    def __init__(self, value):
+        self.value, self.calls = value, 0
+
+    def prices(self, reading):
+        self.calls += 1
+        return (1.0, self.value if self.calls == 2 else 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_price_that_is_not_finite_never_reaches_the_logits(case, value):
+    budgets = [in_between(case, 0.3), replace(in_between(case, 0.5), name="energy")]
+    with pytest.raises(DivergenceError, match=f"the price of the budget 'energy' is {value} at step 2.*Broken.prices must give a finite"):
+        search(case, budgets, steps=4, controller=Broken(value))
 
 
 def stepped(case, clip=1.0, budgets=1):

@@ -8,6 +8,7 @@ arXiv 2004.05795.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -39,11 +40,20 @@ from bitalloc.training import (
     Retry,
     Silent,
     StepDecay,
+    agree_on_model,
     device,
     fit,
     sgd_with_scales,
 )
-from bitalloc.wrap import calibrate, quantized_layers, run_on_inputs
+from bitalloc.wrap import (
+    StepSizeFinding,
+    broken_step_sizes,
+    calibrate,
+    quantized_layers,
+    run_on_inputs,
+    step_size_report,
+    step_sizes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,9 @@ class SupernetResult:
         images: seen, repetitions counted.
         retries: how often the training diverged and went back, see :class:`~bitalloc.training.Engine`.
         parts: that a batch was split into at the end.
+        findings: step sizes of free layers that the training did not do well, see :func:`~bitalloc.wrap.step_size_report`. Those of every
+            candidate, on activations of the mixtures as they stood at the end. PACT has none: its weights learn nothing, and of its
+            clipping ranges only those that broke are told, in the error of a search that diverges.
     """
 
     log_probabilities: LogProbabilities
@@ -71,6 +84,7 @@ class SupernetResult:
     images: int
     retries: tuple[Retry, ...] = ()
     parts: int = 1
+    findings: tuple[StepSizeFinding, ...] = ()
 
 
 def supernet_search(
@@ -121,16 +135,24 @@ def supernet_search(
     Raises:
         SpaceError: no layer has a choice, tied layers have different candidates, or a budget's table lacks a choice.
         PolicyError: the space belongs to another model.
-        InfeasibleError: a budget is below the smallest policy.
-        TrainingError: the loader is empty, or the loss, the attribution term or a gradient is not finite.
+        InfeasibleError: a budget is below the smallest policy. Budgets that can be met one by one but not together are not found here, only
+            by the solve afterwards. To know before hours are spent, solve for any score first, such as the cost of one of them:
+            ``bitalloc.solve(bitalloc.Problem(space, budgets[0].table, tuple(budgets)))`` raises the same error. ``bitalloc run`` does so.
+        DivergenceError: a TrainingError: loss, a gradient, a weight or a budget's price is not finite; it names the layer, and step sizes
+            and clipping ranges that are out of range.
+        TrainingError: the loader is empty, or the loss, the attribution term or a gradient is not finite before the search begins.
     """
     settings, engine = settings or SearchSettings(), engine or Engine()
     if steps < 1:
         raise TrainingError(f"the search has {steps} steps, expected at least 1.")
     supernet = prepare_supernet(model, space, description, settings.supernet)
     check_reachable(budgets, space)
-    calibrate(supernet, calibration, forward)
+    batches = iter(calibration)
+    first = list(islice(batches, 1))
+    calibrate(supernet, chain(first, batches), forward)
     supernet.to(device())
+    agree_on_model(supernet)
+    start = step_sizes(supernet)
     schedule = StepDecay(max(1, round(steps * settings.decay_after)), settings.decay)
     control = deepcopy(controller) if controller is not None else DualAscent()
     step = SearchStep(supernet, budgets, loss_fn, control, steps, settings.logit_clip, attribution)
@@ -146,6 +168,7 @@ def supernet_search(
         schedule=schedule,
         total_steps=steps,
         engine=replace(engine, compile=False),
+        explain=broken_step_sizes,
         checkpoint=checkpoint,
         progress=progress or Silent(),
         journal=journal or NoJournal(),
@@ -159,9 +182,17 @@ def supernet_search(
         "searched_budgets": [{"name": budget.name, "limit": budget.limit, "unit": budget.unit} for budget in budgets],
         **settings.to_json(),
     }
-    found = read_log_probabilities(supernet, description, provenance)
     return SupernetResult(
-        found, step.trace(), step.expected(), supernet, result.losses, result.seconds, result.images, result.retries, result.parts
+        read_log_probabilities(supernet, description, provenance),
+        step.trace(),
+        step.expected(),
+        supernet,
+        result.losses,
+        result.seconds,
+        result.images,
+        result.retries,
+        result.parts,
+        step_size_report(supernet, start, first, forward, space.free),
     )
 
 

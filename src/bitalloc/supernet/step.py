@@ -1,5 +1,6 @@
 """The training step of a search: loss, attribution, and the price of bits."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from bitalloc.supernet.controller import Controller, Reading
 from bitalloc.supernet.expectation import ExpectedCost, expected_cost
 from bitalloc.supernet.prepare import space_of
 from bitalloc.supernet.trace import Trace
-from bitalloc.training import LossFunction, learn
+from bitalloc.training import DivergenceError, LossFunction, learn
 from bitalloc.training.device import share
 
 Term = Callable[[nn.Module, Any], Tensor]
@@ -77,6 +78,9 @@ class SearchStep:
         """Clips the loss's gradients of the logits and adds those of the prices; to be registered to run before ``optimizer``'s step.
 
         The controller reads the rate of the logits there: as it is in this step, lowered by the schedule and by retries.
+
+        Raises:
+            DivergenceError: the controller gave a price that is not finite; it names the budget.
         """
         excess = [cost() / limit - 1 for cost, limit in zip(self._costs, self._limits, strict=True)]
         slopes = [torch.autograd.grad(value, self._logits, allow_unused=True) for value in excess]
@@ -136,8 +140,21 @@ class SearchStep:
             )
         )
         costs = [(value + 1) * limit for value, limit in zip(numbers[:count], self._limits, strict=True)]
+        self._check(prices, costs)
         self._rows.append([*costs, *prices, undecided])
         return prices
+
+    def _check(self, prices: Sequence[float], costs: Sequence[float]) -> None:
+        """The guards of the training have seen the gradients by now, so a price that is not finite would reach the logits."""
+        for budget, price, cost in zip(self._budgets, prices, costs, strict=True):
+            if not math.isfinite(price):
+                number = len(self._rows) + 1
+                raise DivergenceError(
+                    f"the price of the budget {budget.name!r} is {price} at step {number}, at an expected cost of {cost:.6g} {budget.unit} "
+                    f"of {budget.limit:.6g}: {type(self._controller).__name__}.prices must give a finite number for every budget. Mend it "
+                    "if it is your own, or lower the learning rate of the logits.",
+                    number,
+                )
 
 
 def check_reachable(budgets: Sequence[Budget], space: SearchSpace) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,14 +50,15 @@ def of_inputs(
     """
     values: dict[InputLSQ, list[Tensor]] = {}
 
-    def look(quantizer: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(quantizer, InputLSQ)
+    def look(bank: InputLSQ, quantizer: nn.Module, args: tuple[Any, ...]) -> None:
         flat = args[0].detach().float().flatten()
         # An odd stride: an even one would meet the same few channels or columns again and again, whose number is mostly even.
-        values.setdefault(quantizer, []).append(flat[:: flat.numel() // _ENOUGH | 1])
+        values.setdefault(bank, []).append(flat[:: flat.numel() // _ENOUGH | 1])
 
     inputs = {layer.input_quantizer for layer in layers_of(model).values() if layer.input_quantizer.widths}
-    hooks = [quantizer.register_forward_pre_hook(look) for quantizer in inputs]
+    # A mixture calls its bank once a width, so the mixture is watched.
+    banks = [(quantizer, bank) for quantizer in inputs for bank in quantizer.modules() if isinstance(bank, InputLSQ)]
+    hooks = [quantizer.register_forward_pre_hook(partial(look, bank)) for quantizer, bank in banks]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from torch import Tensor, nn
 
 from bitalloc.errors import QuantizerError
-from bitalloc.quantizers import LSQ, InputLSQ, WeightLSQ, positive
+from bitalloc.quantizers import LSQ, InputLSQ, InputPACT, Quantizer, WeightLSQ, positive
 from bitalloc.quantizers.rounding import MIN_STEP
 from bitalloc.wrap.functional import layers_of
 from bitalloc.wrap.occupancy import Occupancy, of_inputs, of_weight
@@ -60,7 +60,10 @@ class StepSizeFinding:
 
 
 def step_sizes(model: nn.Module) -> dict[str, tuple[float, ...]]:
-    """The effective step sizes of a quantized model by parameter name, one a channel: the start for :func:`step_size_report`."""
+    """The effective step sizes of a quantized model by parameter name, one a channel: the start for :func:`step_size_report`.
+
+    Those within the mixtures of a supernet too.
+    """
     return {step.name: step.values for step in _steps(model)}
 
 
@@ -72,6 +75,9 @@ def step_size_report(
     layers: Collection[str] | None = None,
 ) -> tuple[StepSizeFinding, ...]:
     """The step sizes that collapsed, saturate, leave one level only, or never moved; nothing on a training that went well.
+
+    Of a supernet the step sizes of every candidate are looked at; the activations are those of the mixtures as they stand. PACT has no
+    step sizes of its own and is left out.
 
     Args:
         model: quantized, after its training; it stays as it is.
@@ -100,21 +106,29 @@ def step_size_report(
 
 
 def broken_step_sizes(model: nn.Module) -> str:
-    """The step sizes that cannot be used, as part of a sentence: not finite, not positive, or too large for any value; empty if none.
+    """The step sizes and PACT's clipping ranges that cannot be used, as part of a sentence; empty if none.
 
-    What :func:`bitalloc.training.fit` takes as ``explain``.
+    They are not finite, not positive, or too large for any value. What :func:`bitalloc.training.fit` takes as ``explain``.
     """
+    ranges = ((f"{path}.clip_range", module.clip_range) for path, module in model.named_modules() if isinstance(module, InputPACT))
+    found = {
+        "step sizes": _out_of_range((step.name, step.raw) for step in _steps(model)),
+        "clipping ranges": _out_of_range(ranges),
+    }
+    return "; ".join(f"{kind} out of range: {names}" for kind, names in found.items() if names)
+
+
+def _out_of_range(scales: Iterable[tuple[str, Tensor]]) -> str:
     found = []
-    for step in _steps(model):
-        name, value = step.name, step.raw.detach()
+    for name, parameter in scales:
+        value = parameter.detach()
         if not bool(value.isfinite().all()):
             found.append(f"{name} is not finite")
         elif bool((value <= MIN_STEP).any()):
             found.append(f"{name} is {float(value.min()):.3g} (not above {MIN_STEP:.3g}, the smallest in use)")
         elif bool((value > _HUGE).any()):
             found.append(f"{name} is {float(value.max()):.3g} (all values round to 0)")
-    rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"step sizes out of range: {', '.join(found[:3])}{rest}" if found else ""
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +156,12 @@ def _steps(model: nn.Module) -> Iterator[_Step]:
     """Every step size; those of a shared quantizer come once."""
     paths = {module: path for path, module in model.named_modules() if isinstance(module, LSQ)}
     for name, layer in layers_of(model).items():
-        sides: tuple[tuple[Side, WeightLSQ | InputLSQ], ...] = (("weight", layer.weight_quantizer), ("act", layer.input_quantizer))
+        sides: tuple[tuple[Side, Quantizer], ...] = (("weight", layer.weight_quantizer), ("act", layer.input_quantizer))
         for side, quantizer in sides:
-            path = paths.pop(quantizer, None)
-            if path is not None:
-                for bits in quantizer.widths:
-                    yield _Step(name, layer.weight, side, f"{path}.step_{bits}", quantizer, bits)
+            for bank in quantizer.modules():  # itself, or what a mixture is made of
+                if isinstance(bank, WeightLSQ | InputLSQ) and (path := paths.pop(bank, None)):
+                    for bits in bank.widths:
+                        yield _Step(name, layer.weight, side, f"{path}.step_{bits}", bank, bits)
 
 
 def _filled(step: _Step, seen: Mapping[tuple[InputLSQ, int], Occupancy]) -> Occupancy | None:
