@@ -4,27 +4,34 @@
 
 ResNet-20 on random 32 x 32 images, float32. The plain side is quantization-aware training at one width (LSQ, w4a4); the others are
 supernets of 3 and 4 candidates a side, with LSQ and the PACT pair, and the one of 4 in plain composed operations, which keeps every
-branch until the backward pass. The sides run in turn, medians. Memory is the peak that a step allocates beyond what was there before,
-by PyTorch's profiler on the processor and by its allocator on a GPU.
+branch until the backward pass. All of these learn from cross-entropy, as EdMIPS does; ``gmpq`` is the PACT pair with the published
+attribution loss too: Grad-CAM of the supernet, which is differentiated again, and of the float network.
+
+The sides run in turn, medians. Memory is the peak that a step allocates beyond what was there before, by PyTorch's profiler on the
+processor and by its allocator on a GPU.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from measuring import median_seconds, peak_bytes
 from torch import nn
+from torch.nn import functional
 
 import bitalloc.supernet.mixture as mixture_module
 from bitalloc import BitOps, Budget, Policy, describe, first_last_pins, quantize, search_space
+from bitalloc.attribution import AttributionLoss, CapacityAwarePower, GradCAM, PowerRanking
 from bitalloc.models import resnet20
 from bitalloc.policy import Bits
-from bitalloc.supernet import DualAscent, SearchSettings, SupernetSettings, prepare_supernet
+from bitalloc.supernet import DualAscent, SearchSettings, SupernetSettings, expected_bits, prepare_supernet
 from bitalloc.supernet.blend import composed
+from bitalloc.supernet.prepare import QuantizerPair
 from bitalloc.supernet.step import SearchStep
-from bitalloc.training import cross_entropy_loss, device, loss_step
+from bitalloc.training import LossFunction, cross_entropy_loss, device, loss_step
 from bitalloc.wrap import calibrate
 
 CANDIDATES = {3: (4, 3, 2), 4: (6, 4, 3, 2)}
@@ -43,16 +50,27 @@ def step_of(model: nn.Module, step: Callable[[nn.Module, object], float], batch:
     return run
 
 
-def supernet_step(model: nn.Module, candidates: tuple[int, ...], pair: str, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], None]:
+def supernet_step(
+    model: nn.Module,
+    candidates: tuple[int, ...],
+    pair: QuantizerPair,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    loss: LossFunction | None = None,
+) -> Callable[[], None]:
     description = describe(model, batch[0][:1].cpu())
     space = search_space(description, candidates, pins=first_last_pins(description))
-    supernet = prepare_supernet(model, space, description, SupernetSettings(pair="pact" if pair == "pact" else "lsq"))
+    supernet = prepare_supernet(model, space, description, SupernetSettings(pair=pair))
     calibrate(supernet, [batch])
     supernet.to(device()).train()
     table = BitOps().table(description.layers, space)
     budget = Budget("bitops", table.total(space.uniform(Bits(3, 3))), table)
-    search = SearchStep(supernet, [budget], cross_entropy_loss(), DualAscent(), 1000, SearchSettings().logit_clip)
+    search = SearchStep(supernet, [budget], loss or cross_entropy_loss(), DualAscent(), 1000, SearchSettings().logit_clip)
     return step_of(supernet, search, batch)
+
+
+def gmpq_loss(teacher: nn.Module) -> LossFunction:
+    ranking = PowerRanking(CapacityAwarePower(lambda supernet: expected_bits(supernet).values()))
+    return AttributionLoss(teacher, GradCAM(), ranking).with_task(lambda logits, batch: functional.cross_entropy(logits, batch[1]))
 
 
 def plain_step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], None]:
@@ -65,7 +83,7 @@ def plain_step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> Ca
 def in_plain_operations(run: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         recomputing = mixture_module.blend
-        mixture_module.blend = lambda x, shares, branch, widths, parameters: composed(x, shares, branch, widths)
+        mixture_module.blend = lambda x, shares, branch, widths, parameters, sparse: composed(x, shares, branch, widths)
         try:
             run()
         finally:
@@ -86,7 +104,8 @@ def main() -> None:
     model.to(where)
     runs = {"plain": plain_step(model, batch)}
     for count, candidates in CANDIDATES.items():
-        runs |= {f"{pair}_{count}": supernet_step(model, candidates, pair, batch) for pair in ("lsq", "pact")}
+        runs |= {f"{pair}_{count}": supernet_step(model, candidates, pair, batch) for pair in get_args(QuantizerPair)}
+        runs[f"gmpq_{count}"] = supernet_step(model, candidates, "pact", batch, gmpq_loss(model))
     runs["lsq_4_composed"] = in_plain_operations(supernet_step(model, CANDIDATES[4], "lsq", batch))
     seconds = median_seconds(runs, arguments.steps)
     memory = {name: peak_bytes(run) for name, run in runs.items()}

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py [--network resnet20] [--rounds 3]
 
-prints a table of the engine's options. Every number is from processes of its own, the options in turn.
+prints a table of the engine's options. Every number is from processes of its own, the options in turn. On the processor or, where there is
+one, on a CUDA device for each process; ``ACCELERATE_USE_CPU=1`` forces the processor.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def images_a_second(network: str, engine: dict[str, str | bool], processes: int)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     command = [sys.executable, __file__, "--work", "--network", network, "--engine", json.dumps(engine)]
     ranks = [{**shared, **({**launch, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})} for rank in range(processes)]
