@@ -37,7 +37,6 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "gmpq_cifar10_to_tiny_imagenet.
 TARGET, SOURCES = "limpq on the target", ("limpq transferred", "edmips transferred", "gmpq transferred")
 UNIFORM = "uniform"
 MEASURE_EPOCHS = {TARGET: 1, "limpq transferred": 3}
-ATTRIBUTION_IMAGES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +117,8 @@ def tune(experiment: Experiment, level: LevelSection, policy: Policy, seed: int)
 
 def tested(work: Workspace, level: LevelSection) -> dict[str, Any]:
     """Top-1 of the deployed network on the test images, and how far its attribution is from the float model's."""
-    distance = attribution_rank_distance(
-        work.float_model(), {"tuned": finetuned(work, level, "mixed").to(device())}, work.splits.test, images=ATTRIBUTION_IMAGES
-    )
+    tuned, images = finetuned(work, level, "mixed").to(device()), work.recipe.evaluate.attribution_images
+    distance = attribution_rank_distance(work.float_model(), {"tuned": tuned}, work.splits.test, images=images)
     top1 = evaluate(deployed(work, level, "mixed"), work.splits.test).accuracy
     return {"top1": top1, "ard": distance.networks["tuned"].distance}
 
