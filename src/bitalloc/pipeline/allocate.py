@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from bitalloc.budget import Budget
 from bitalloc.costs import BitOps, BudgetSpec, Costs, uniform_bits_of
@@ -81,30 +81,62 @@ def allocate(
         InfeasibleError: no policy, or no uniform policy, meets the budgets, or ``uniform_bits`` does not; it says what is reachable.
         SpaceError: indicators are missing.
     """
-    even_space = uniform_space or space
-    costs = Costs(description, space, tables, per_channel=per_channel)
-    limits = costs.budgets(budgets, even_space)
+    terms = Terms(description, space, budgets, uniform_bits, uniform_space, tables, per_channel, provenance)
     projected, changes = project(indicators, projection)
     # From the isotonic indicators whatever the projection: an erased point would blow up the range.
     factor = indicators.isotonic()[0].automatic_alpha() if alpha is None else Alpha(alpha, "as requested")
-    problem = Problem(space, projected.table(factor.value, space), limits)
-    solution = solve(problem)
-    even_costs = Costs(description, even_space, tables, per_channel=per_channel)
-    even = uniform_policy(limits, budgets, even_costs, even_space, uniform_bits)
-    common = {"not_counted": [entry.name for entry in description.not_counted], "requested": dict(budgets), **(provenance or {})}
+    problem = Problem(space, projected.table(factor.value, space), terms.limits)
     measured = dict(indicators.provenance)
     how = {"method": measured.get("method", "search"), "alpha": factor.value, "projection": projection, "indicators": measured}
-    return Allocation(
-        policy=policy_of(solution, description, space, costs, {**common, **how}),
-        solution=solution,
-        uses=budget_uses(solution, costs),
-        costs=costs,
-        uniform=policy_of(even, description, even_space, even_costs, {**common, "method": "uniform"}),
-        alpha=factor,
-        changes=changes,
-        convention=bitops_convention(description, space, even_space),
-        problem=problem,
-    )
+    return terms.allocation(problem, solve(problem), how, factor, changes)
+
+
+@final
+class Terms:
+    """What policies are held to and compared with, however the choices are scored; the arguments are those of :func:`allocate`.
+
+    Attributes:
+        limits: the budgets, resolved.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        space: SearchSpace,
+        budgets: BudgetSpec,
+        uniform_bits: Bits | None,
+        uniform_space: SearchSpace | None,
+        tables: Mapping[str, Table] | None,
+        per_channel: bool,
+        provenance: Mapping[str, Any] | None,
+    ) -> None:
+        self._description, self._space, self._budgets, self._uniform_bits = description, space, budgets, uniform_bits
+        self._even_space = uniform_space or space
+        self._costs, self._even_costs = (Costs(description, each, tables, per_channel=per_channel) for each in (space, self._even_space))
+        self._common = {"not_counted": [entry.name for entry in description.not_counted], "requested": dict(budgets), **(provenance or {})}
+        self.limits = self._costs.budgets(budgets, self._even_space)
+
+    def allocation(
+        self, problem: Problem, solution: Solution, how: Mapping[str, Any], alpha: Alpha | None = None, changes: tuple[Change, ...] = ()
+    ) -> Allocation:
+        """The solution as a policy with ``how`` it was found in its provenance, and the uniform one beside it.
+
+        Raises:
+            InfeasibleError: no uniform policy meets the budgets, or the one that was asked for does not.
+        """
+        description, space, costs = self._description, self._space, self._costs
+        even = uniform_policy(self.limits, self._budgets, self._even_costs, self._even_space, self._uniform_bits)
+        return Allocation(
+            policy=policy_of(solution, description, space, costs, {**self._common, **how}),
+            solution=solution,
+            uses=budget_uses(solution, costs),
+            costs=costs,
+            uniform=policy_of(even, description, self._even_space, self._even_costs, {**self._common, "method": "uniform"}),
+            alpha=alpha,
+            changes=changes,
+            convention=bitops_convention(description, space, self._even_space),
+            problem=problem,
+        )
 
 
 def uniform_policy(limits: Sequence[Budget], budgets: BudgetSpec, costs: Costs, space: SearchSpace, bits: Bits | None = None) -> Solution:

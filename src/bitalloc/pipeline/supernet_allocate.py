@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitalloc.budget import Budget
-from bitalloc.costs import BudgetSpec, Costs
+from bitalloc.costs import BudgetSpec
 from bitalloc.layers import Description
-from bitalloc.pipeline.allocate import Allocation, bitops_convention, budget_uses, policy_of, uniform_policy
+from bitalloc.pipeline.allocate import Allocation, Terms, policy_of
 from bitalloc.policy import Bits, Policy
 from bitalloc.search import Problem, Solution, solve
 from bitalloc.space import SearchSpace, Table
@@ -66,31 +66,16 @@ def allocate_probabilities(
         InfeasibleError: no policy, or no uniform policy, meets the budgets, or ``uniform_bits`` does not; it says what is reachable.
         SpaceError: a layer or width that can be chosen was not searched.
     """
-    even_space = uniform_space or space
-    costs = Costs(description, space, tables, per_channel=per_channel)
-    limits = costs.budgets(budgets, even_space)
+    terms = Terms(description, space, budgets, uniform_bits, uniform_space, tables, per_channel, provenance)
     score = found.scores(space)
-    filled = fill(score, space, limits, least_use)
-    even_costs = Costs(description, even_space, tables, per_channel=per_channel)
-    even = uniform_policy(limits, budgets, even_costs, even_space, uniform_bits)
-    common = {"not_counted": [entry.name for entry in description.not_counted], "requested": dict(budgets), **(provenance or {})}
+    filled = fill(score, space, terms.limits, least_use)
     how = {
         "method": found.provenance.get("method", "supernet"),
         "log_probability": -score.total(filled.solution.bits),
         "least_use": least_use,
         "search": {key: value for key, value in found.provenance.items() if key != "seconds"},
     }
-    return Allocation(
-        policy=policy_of(filled.solution, description, space, costs, {**common, **how}),
-        solution=filled.solution,
-        uses=budget_uses(filled.solution, costs),
-        costs=costs,
-        uniform=policy_of(even, description, even_space, even_costs, {**common, "method": "uniform"}),
-        alpha=None,
-        changes=(),
-        convention=bitops_convention(description, space, even_space),
-        problem=filled.problem,
-    )
+    return terms.allocation(filled.problem, filled.solution, how)
 
 
 def fill(score: Table, space: SearchSpace, budgets: Sequence[Budget], least_use: float) -> Filled:
