@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from bitalloc import Policy
+from bitalloc.errors import TrainingError
 from bitalloc.pipeline import supernet_tasks
+from bitalloc.pipeline.recipe_sections import SupernetSection
 from bitalloc.supernet import LogProbabilities, Trace
 from bitalloc.supernet.step import SearchStep
 from bitalloc.training import CheckpointConfig
@@ -69,6 +73,14 @@ def test_it_searches_every_level_and_ends_inside_its_budgets(project: Any, recip
     assert Path("out/attribution.png").read_bytes().startswith(b"\x89PNG")
     again = project.good("run", path, "--out", "out")
     assert {line.split(": ")[1] for line in again.stderr.splitlines()} == {"done before"}
+
+
+@pytest.mark.parametrize("method", ["gmpq", "edmips"])
+def test_a_label_that_is_no_class_of_the_model_is_an_error_that_says_so(method: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    loss = supernet_tasks._objective(SupernetSection(method=method, power=3), model)
+    with pytest.raises(TrainingError, match="as many classes as the data has"):
+        loss(model, (torch.rand(2, 1, 6, 6), torch.tensor([0, 3])))
 
 
 def test_the_attribution_term_is_in_the_loss_of_gmpq_only(project: Any, recipe: Any) -> None:

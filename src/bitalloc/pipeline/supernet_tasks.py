@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bitalloc.attribution import AttributionLoss, CapacityAwarePower, FixedPower, PowerRanking, Ranking, SoftSpearman
 from bitalloc.budget import Budget
@@ -41,6 +40,7 @@ from bitalloc.supernet.dry_run import dry_run
 from bitalloc.supernet.step import check_reachable
 from bitalloc.training import CheckpointConfig, LossFunction, NamedJournal, cross_entropy_loss, device
 from bitalloc.training.batches import pair_of
+from bitalloc.training.evaluate import cross_entropy
 from bitalloc.wrap import calibrate
 
 FILES = ("log_probabilities.json", "search_trace.json", "search_trace.svg", "supernet.json")
@@ -186,7 +186,7 @@ def _objective(section: SupernetSection, teacher: nn.Module) -> LossFunction:
         return cross_entropy_loss(section.label_smoothing)
 
     def task(logits: Tensor, batch: Any) -> Tensor:
-        return functional.cross_entropy(logits, pair_of(batch)[1], label_smoothing=section.label_smoothing)
+        return cross_entropy(logits, pair_of(batch)[1], section.label_smoothing)
 
     return AttributionLoss(teacher, attribution_of(section), _ranking(section), section.eta).with_task(task)
 
